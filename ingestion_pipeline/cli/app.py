@@ -1,0 +1,228 @@
+"""The command line: every command's name, options and help, and what an error looks like.
+
+Only declarations are here, so that `--help` answers at once: what a command does is in a module of
+its family, imported when the command runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ingestion_pipeline.cli import output
+from ingestion_pipeline.cli.exit_codes import ExitCode, exit_code
+from ingestion_pipeline.errors import IngestionError, redacted
+
+app = typer.Typer(
+    name="ingest",
+    rich_markup_mode=None,  # Rich would double the time that --help takes
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def _use_settings(file: Path | None) -> Path | None:
+    if file is not None:
+        os.environ["INGESTION_SETTINGS"] = str(file)
+    return file
+
+
+def _debug(wanted: bool) -> bool:
+    if wanted:
+        os.environ["INGESTION_DEBUG"] = "1"
+    return wanted
+
+
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings",
+        metavar="FILE",
+        callback=_use_settings,
+        help="The settings file; else INGESTION_SETTINGS, else the nearest ingestion.toml.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+@app.callback(invoke_without_command=True)
+def ingest(
+    context: typer.Context,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Take the first N products all the way, then stop."),
+    ] = None,
+    as_json: AsJson = False,
+    settings: SettingsFile = None,
+    debug: Annotated[
+        bool, typer.Option(callback=_debug, help="Show where an unexpected error came from.")
+    ] = False,
+) -> int:
+    """Re-embed a shop's catalogue into product_embeddings_v2, and prove the result.
+
+    Without a command it runs the main job: preflight, then every product with something to do, then
+    indexes, checks and the report. It can be stopped and run again at any time. A first run on your
+    own shop: `ingest preflight`, `ingest --limit 5`, then `ingest`.
+
+    DATABASE_URL names the shop's database; without it the embedded one is used.
+    """
+    if context.invoked_subcommand is not None:
+        if limit is not None:
+            raise typer.BadParameter(
+                f"--limit belongs to the main job; put it after {context.invoked_subcommand} "
+                "where that command has one.",
+            )
+        output.state.json = as_json
+        return ExitCode.OK
+    from ingestion_pipeline.cli import main_job
+
+    return main_job.ingest(limit=limit, as_json=as_json)
+
+
+@app.command()
+def preflight(as_json: AsJson = False, settings: SettingsFile = None) -> int:
+    """Look at database, models, products and disk; take five products all the way; say go or no."""
+    from ingestion_pipeline.cli import checks
+
+    return checks.preflight(as_json=as_json)
+
+
+@app.command()
+def status(
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds.")] = False,
+    as_json: AsJson = False,
+    settings: SettingsFile = None,
+) -> int:
+    """Say what is done, what is left, what failed, and what to run next."""
+    from ingestion_pipeline.cli import status as family
+
+    return family.status(watch=watch, as_json=as_json)
+
+
+@app.command()
+def verify(as_json: AsJson = False, settings: SettingsFile = None) -> int:
+    """Check product_embeddings_v2 as it is now, product by product."""
+    from ingestion_pipeline.cli import checks
+
+    return checks.verify(as_json=as_json)
+
+
+@app.command()
+def failures(
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Make them stale again, then run them.")
+    ] = False,
+    as_json: AsJson = False,
+    settings: SettingsFile = None,
+) -> int:
+    """List the products that could not be embedded, each with its reason."""
+    from ingestion_pipeline.cli import failures as family
+
+    return family.failures(retry=retry, as_json=as_json)
+
+
+@app.command()
+def retry(as_json: AsJson = False, settings: SettingsFile = None) -> int:
+    """Run the ranges again that failed or were never finished, and no others."""
+    from ingestion_pipeline.cli import main_job
+
+    return main_job.retry(as_json=as_json)
+
+
+@app.command()
+def search(
+    text: Annotated[str, typer.Argument(help="What a customer might type.")],
+    limit: Annotated[int, typer.Option(metavar="K", min=1, max=100, help="Products to show.")] = 5,
+    as_json: AsJson = False,
+    settings: SettingsFile = None,
+) -> int:
+    """Search the re-embedded catalogue."""
+    from ingestion_pipeline.cli import search as family
+
+    return family.search(text, limit=limit, as_json=as_json)
+
+
+@app.command()
+def load(
+    file: Annotated[Path, typer.Argument(help=".jsonl, .csv or .parquet, each also with .gz")],
+    table: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The table to make; else the settings'.")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the products that are there.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Replace them on a server of your own, too.")
+    ] = False,
+    as_json: AsJson = False,
+    settings: SettingsFile = None,
+) -> int:
+    """Make a products table from a catalogue file, for trying."""
+    from ingestion_pipeline.cli import load as family
+
+    return family.load(file, table=table, replace=replace, yes=yes, as_json=as_json)
+
+
+@app.command()
+def models(
+    fetch: Annotated[
+        bool, typer.Option("--fetch", help="Fetch what is missing and verify it.")
+    ] = False,
+    as_json: AsJson = False,
+    settings: SettingsFile = None,
+) -> int:
+    """Say which model embeds each aspect, and whether its files are here and right."""
+    from ingestion_pipeline.cli import models as family
+
+    return family.models(fetch=fetch, as_json=as_json)
+
+
+@app.command()
+def env(settings: SettingsFile = None) -> int:
+    """Print exports for psql and dagster: eval "$(ingest env)"."""
+    from ingestion_pipeline.cli import services
+
+    return services.env()
+
+
+@app.command()
+def up(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the Dagster UI.")] = 3000,
+    settings: SettingsFile = None,
+) -> int:
+    """Start everything and serve the Dagster UI on this machine, until Ctrl-C."""
+    from ingestion_pipeline.cli import services
+
+    return services.up(port=port)
+
+
+@app.command()
+def down(settings: SettingsFile = None) -> int:
+    """Stop the embedded PostgreSQL; its data stay."""
+    from ingestion_pipeline.cli import services
+
+    return services.down()
+
+
+@app.command()
+def demo(as_json: AsJson = False, settings: SettingsFile = None) -> int:
+    """Run everything on a small shop of our own, on the embedded PostgreSQL."""
+    from ingestion_pipeline.cli import demo as family
+
+    return family.demo(as_json=as_json)
+
+
+def main() -> None:
+    """The console entry point."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; errors are told on stderr."""
+    ...

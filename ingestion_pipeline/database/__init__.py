@@ -1,0 +1,1 @@
+"""Everything that speaks to PostgreSQL: its server, its connections, its tables."""

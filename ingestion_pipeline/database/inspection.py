@@ -1,0 +1,420 @@
+"""Facts about the shop's database that decide whether a run may begin.
+
+Server, tables, rights, mapping, counts and disk. Only looking happens here, and the first look
+works on a database on which nothing else would: without the extension, without the tables, without
+the rights. What the facts mean is decided in `preflight`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from shutil import disk_usage
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from ingestion_pipeline.aspects import Aspect
+from ingestion_pipeline.database.catalogue import AspectCount, Catalogue
+from ingestion_pipeline.database.connection import Connection, connect, database_errors
+from ingestion_pipeline.database.queries import Queries, identifier
+from ingestion_pipeline.errors import (
+    DatabaseRightsError,
+    DatabaseUnavailableError,
+    IngestionError,
+    MappingError,
+    redacted,
+)
+from ingestion_pipeline.ranges import EVERYTHING, IdType
+from ingestion_pipeline.settings import Settings
+
+BOOKKEEPING_SCHEMA = "ingestion"
+
+_ID_TYPES = {
+    "smallint": IdType.INTEGER,
+    "integer": IdType.INTEGER,
+    "bigint": IdType.BIGINT,
+    "uuid": IdType.UUID,
+    "text": IdType.TEXT,
+    "character varying": IdType.TEXT,
+}
+_LOOPBACK = ("127.", "::1")
+_CLOCK_TOLERANCE_SECONDS = 2  # the server writes its pid file right after it notes its start
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """The server, and what the role may do in the database as a whole."""
+
+    version_number: int  # 180004 for 18.4
+    version: str
+    database: str
+    role: str
+    search_path: str
+    is_replica: bool
+    is_read_only: bool
+    may_create_schema: bool
+    may_create_temporary_table: bool
+    vector_version: str | None  # of the extension in this database
+    vector_is_visible: bool  # its schema is on the search_path
+    vector_schema: str | None
+    vector_available: str | None  # of the package on the server
+
+
+@dataclass(frozen=True)
+class SchemaFacts:
+    """A schema that exists, and what the role may do in it."""
+
+    name: str
+    may_use: bool
+    may_create: bool
+    closed_tables: tuple[str, ...] = ()  # those whose rows the role may not read and write
+
+
+@dataclass(frozen=True)
+class ColumnFacts:
+    """A column; `type` without its modifier, which for a vector is the number of dimensions."""
+
+    type: str
+    type_modifier: int | None
+    is_required: bool  # NOT NULL and nothing fills it in
+    may_select: bool
+    is_key: bool  # a unique index on it alone, fit for ON CONFLICT
+
+    @property
+    def id_type(self) -> IdType | None:
+        """What the column is as a product id; None where it cannot be one."""
+        return _ID_TYPES.get(self.type)
+
+
+@dataclass(frozen=True)
+class TableFacts:
+    """A table or view that exists, and what the role may do with it."""
+
+    schema: str
+    name: str
+    kind: str  # pg_class.relkind: r table, p partitioned, v view, m materialized view, f foreign
+    may_use_schema: bool
+    is_owner: bool
+    may_select: bool
+    may_insert: bool
+    may_update: bool
+    may_delete: bool
+    may_reference: bool
+    hides_rows: bool  # row-level security applies to this role
+    columns: Mapping[str, ColumnFacts]
+
+    @property
+    def is_table(self) -> bool:
+        """Whether a foreign key may refer to it."""
+        return self.kind in ("r", "p")
+
+
+@dataclass(frozen=True)
+class MappedAspect:
+    """What the mapping gives for one value of its column `aspect`."""
+
+    rows: int
+    empty_rows: int
+    without_product: int
+    repeated: int  # products with more than one row
+    repeated_sample: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MappingFacts:
+    """`product_texts.sql` against the server: why it cannot run, or what it gives."""
+
+    file: str
+    refusal: str | None = None
+    column_types: Mapping[str, str] = field(default_factory=dict)
+    aspects: Mapping[str | None, MappedAspect] | None = None  # None: not looked at
+
+
+@dataclass(frozen=True)
+class IdFacts:
+    """The ids of a catalogue that no key guards."""
+
+    rows: int
+    with_id: int
+    distinct: int
+
+
+@dataclass(frozen=True)
+class DatabaseFacts:
+    """Everything that `preflight.database_connection` judges; None is for what is not there."""
+
+    unreachable: str | None = None
+    server: ServerFacts | None = None
+    bookkeeping: SchemaFacts | None = None
+    v2_home: SchemaFacts | None = None  # the schema that v2 is in, or would be created in
+    products: TableFacts | None = None
+    v1: TableFacts | None = None
+    v2: TableFacts | None = None
+    similar_tables: tuple[str, ...] = ()  # like products, where products is missing
+    mapping: MappingFacts | None = None  # None where products cannot be read
+    ids: IdFacts | None = None  # None where a key guards them, or they cannot be read
+
+
+@dataclass(frozen=True)
+class CountFacts:
+    """What of the catalogue is done and what is left, in products, aspects and texts."""
+
+    products: int
+    stale_products: int
+    failed_products: int
+    aspects: tuple[AspectCount, ...]
+    texts_to_embed: Mapping[str, int]  # fingerprint -> distinct texts
+    ranges: int  # how many there are planned already
+
+
+@dataclass(frozen=True)
+class DiskFacts:
+    """Where the server's data lies and how much is free there.
+
+    `free_bytes` is the least that any file system in use has left; None where that is not known,
+    and then `why_unknown` says why.
+    """
+
+    free_bytes: int | None
+    why_unknown: str | None
+    places: Mapping[str, int]  # folder -> free bytes
+    indexed: frozenset[Aspect]  # those whose vectors are in an HNSW index already
+    max_wal_bytes: int
+    keeps_wal_for_replicas: bool
+
+
+def database_facts(settings: Settings) -> DatabaseFacts:
+    """Connect as the settings say and look at everything; being refused is a fact, too."""
+    if settings.database_url is None:
+        return DatabaseFacts(
+            unreachable="There is no DATABASE_URL. `ingest env` prints that of the embedded server."
+        )
+    try:
+        connection = connect(settings.database_url.get_secret_value())
+    except (DatabaseUnavailableError, DatabaseRightsError) as error:
+        return DatabaseFacts(unreachable=str(error))
+    with connection:
+        return inspect(connection, settings)
+
+
+def inspect(connection: Connection, settings: Settings) -> DatabaseFacts:
+    """Look at server, schemas, tables, ids and mapping; reads the whole mapping once."""
+    look = _Inspector(connection, _queries(settings))
+    catalogue = settings.catalogue
+    products = look.table(catalogue.products)
+    v2 = look.table(catalogue.v2)
+    readable = products is not None and products.may_use_schema and "id" in products.columns
+    guarded = readable and products is not None and products.columns["id"].is_key
+    return DatabaseFacts(
+        server=look.server(),
+        bookkeeping=look.schema(BOOKKEEPING_SCHEMA),
+        v2_home=look.schema(v2.schema if v2 else _schema_and_table(catalogue.v2)[0]),
+        products=products,
+        v1=look.table(catalogue.v1),
+        v2=v2,
+        similar_tables=() if products else look.similar_tables(catalogue.products),
+        mapping=look.mapping() if readable else None,
+        ids=look.ids() if readable and not guarded else None,
+    )
+
+
+def count_facts(catalogue: Catalogue, settings: Settings, *, ranges: int = 0) -> CountFacts:
+    """Count products, states and texts, set-wise in the database, which must be prepared.
+
+    Raises what `database_errors` raises.
+    """
+    fingerprints = settings.fingerprints
+    [whole] = catalogue.range_progress([("", EVERYTHING)], fingerprints)
+    return CountFacts(
+        products=whole.products,
+        stale_products=whole.stale_products,
+        failed_products=whole.failed_products,
+        aspects=tuple(catalogue.aspect_counts(fingerprints)),
+        texts_to_embed=catalogue.texts_to_embed(fingerprints),
+        ranges=ranges,
+    )
+
+
+def disk_facts(connection: Connection, settings: Settings) -> DiskFacts:
+    """How much space is left where the server's data lies.
+
+    The server's folders are measured only where they are this machine's beyond doubt; for any
+    other server `disk.free_bytes` of the settings counts, and without it nothing is known.
+    Raises what `database_errors` raises.
+    """
+    v2_table = identifier(settings.catalogue.v2).as_string(connection)
+    look = _Inspector(connection, _queries(settings))
+    [row] = look.rows("inspect_disk", v2_table=v2_table)
+    indexes = look.rows("vector_indexes", v2_table=v2_table)
+    indexed = {index["column_name"] for index in indexes if index["valid"]}
+    places, why_unknown = _places(connection, row)
+    free = min(places.values(), default=None)
+    if free is None and settings.disk.free_bytes is not None:
+        free, why_unknown = settings.disk.free_bytes, None
+    return DiskFacts(
+        free_bytes=free,
+        why_unknown=why_unknown,
+        places=places,
+        indexed=frozenset(aspect for aspect in Aspect if aspect.column in indexed),
+        max_wal_bytes=row["max_wal_bytes"],
+        keeps_wal_for_replicas=row["keeps_wal_for_replicas"],
+    )
+
+
+class _Inspector:
+    """Asks the questions of `sql/inspect_*.sql`."""
+
+    def __init__(self, connection: Connection, queries: Queries) -> None:
+        self._connection = connection
+        self._queries = queries
+
+    def rows(self, question: str, **parameters: object) -> list[dict[str, Any]]:
+        statement = self._queries.compose(question)
+        with database_errors(), self._connection.cursor(row_factory=dict_row) as cursor:
+            return cursor.execute(statement, parameters).fetchall()
+
+    def server(self) -> ServerFacts:
+        [row] = self.rows("inspect_server")
+        return ServerFacts(**row)
+
+    def schema(self, name: str | None) -> SchemaFacts | None:
+        rows = self.rows("inspect_schema", schema=name)
+        if not rows:
+            return None
+        return SchemaFacts(**{**rows[0], "closed_tables": tuple(rows[0]["closed_tables"])})
+
+    def table(self, name: str) -> TableFacts | None:
+        schema, table = _schema_and_table(name)
+        rows = self.rows("inspect_table", schema=schema, table=table)
+        if not rows:
+            return None
+        columns = self.rows("inspect_columns", schema=rows[0]["schema"], table=table)
+        return TableFacts(
+            **rows[0],
+            columns={column.pop("name"): ColumnFacts(**column) for column in columns},
+        )
+
+    def similar_tables(self, name: str) -> tuple[str, ...]:
+        rows = self.rows("inspect_similar_tables", table=_schema_and_table(name)[1])
+        return tuple(row["name"] for row in rows)
+
+    def ids(self) -> IdFacts | None:
+        try:
+            [row] = self.rows("inspect_product_ids")
+        except DatabaseRightsError:
+            return None  # a missing privilege is a fact of the table already
+        return IdFacts(row["row_total"], row["with_id"], row["distinct_ids"])
+
+    def mapping(self) -> MappingFacts:
+        """Whether the mapping runs, its columns, and then what it gives."""
+        file = self._queries.product_texts_file
+        try:
+            column_types = self._mapped_columns()
+        except MappingError as error:
+            return MappingFacts(file, refusal=str(error))
+        except psycopg.Error as error:
+            return MappingFacts(file, refusal=self._located(error))
+        if not {"product_id", "aspect", "text"} <= column_types.keys():
+            return MappingFacts(file, column_types=column_types)
+        try:
+            rows = self.rows("inspect_product_texts")
+        except IngestionError as error:
+            return MappingFacts(file, refusal=str(error), column_types=column_types)
+        aspects = {
+            row["aspect"]: MappedAspect(
+                rows=row["row_total"],
+                empty_rows=row["empty_rows"],
+                without_product=row["without_product"],
+                repeated=row["repeated"],
+                repeated_sample=tuple(row["repeated_sample"] or ()),
+            )
+            for row in rows
+        }
+        return MappingFacts(file, column_types=column_types, aspects=aspects)
+
+    def _mapped_columns(self) -> dict[str, str]:
+        """Names and types of the mapping's columns; psycopg's error where it does not run."""
+        statement = self._queries.compose("inspect_product_texts_shape")
+        types = self._connection.adapters.types
+        with self._connection.cursor() as cursor:
+            described = cursor.execute(statement, {}).description or []
+        known = {column.name: types.get(column.type_code) for column in described}
+        return {name: type_.regtype if type_ else "unknown" for name, type_ in known.items()}
+
+    def _located(self, error: psycopg.Error) -> str:
+        """The server's complaint, with the line of the mapping that it is about."""
+        message = redacted(error.diag.message_primary or str(error).strip())
+        if not error.diag.statement_position:
+            return message
+        sent = self._queries.compose("inspect_product_texts_shape").as_string(self._connection)
+        sent = sent.replace("%%", "%")
+        mapping = self._queries.product_texts()
+        start = sent.index(mapping)
+        at = int(error.diag.statement_position) - 1
+        if not start <= at <= start + len(mapping):
+            return f"{message} (at its end: is a parenthesis or a quote left open?)"
+        line = mapping.count("\n", 0, at - start) + 1
+        if sent[at] == ";":
+            return f"line {line}: a second statement begins after `;`, and there may be only one"
+        return f"line {line}: {message}"
+
+
+def _queries(settings: Settings) -> Queries:
+    catalogue = settings.catalogue
+    return Queries(
+        tables={
+            "products": catalogue.products,
+            "product_embeddings": catalogue.v1,
+            "product_embeddings_v2": catalogue.v2,
+        },
+        product_texts=catalogue.product_texts,
+    )
+
+
+def _schema_and_table(name: str) -> tuple[str | None, str]:
+    schema, _, table = name.rpartition(".")
+    return schema or None, table
+
+
+def _places(
+    connection: Connection, row: Mapping[str, Any]
+) -> tuple[dict[str, int], str | None]:
+    """Free bytes of each folder that the server writes to, or why they cannot be measured."""
+    address = connection.info.hostaddr
+    over_socket = connection.info.host.startswith(("/", "@"))
+    if not over_socket and not address.startswith(_LOOPBACK):
+        return {}, f"the server is on another machine ({connection.info.host})"
+    if row["data_directory"] is None:
+        return {}, "this role may not see data_directory (GRANT pg_read_all_settings would do)"
+    data = Path(row["data_directory"])
+    if not _is_of_this_machine(data, row["started_at"], over_socket=over_socket):
+        return {}, f"{data} is not a folder of this machine (a container or a tunnel?)"
+    try:
+        places = {str(folder): disk_usage(folder).free for folder in (data, *row["tablespaces"])}
+    except OSError as error:
+        return {}, f"{error.filename} cannot be looked at ({error.strerror})"
+    # The log of changes may lie on a disk of its own. The door to it may be closed; it is open to
+    # the owner of the embedded server, and elsewhere the log is nearly always beside the data.
+    with suppress(PermissionError):
+        places[str(data / "pg_wal")] = disk_usage(data / "pg_wal").free
+    return places, None
+
+
+def _is_of_this_machine(data: Path, started_at: int, *, over_socket: bool) -> bool:
+    """Whether the server that answers runs on this folder: its pid file notes its start.
+
+    A port of this machine may lead into a container whose folders have the same names as ours.
+    Where the pid file may not be read, only a Unix socket is proof enough.
+    """
+    try:
+        lines = (data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return over_socket and data.exists()
+    noted = lines[2] if len(lines) > 2 else ""  # noqa: PLR2004 - the third line is the start
+    return noted.isdecimal() and abs(int(noted) - started_at) <= _CLOCK_TOLERANCE_SECONDS

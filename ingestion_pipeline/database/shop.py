@@ -1,0 +1,166 @@
+"""One shop's database, opened: the connection and everything that reads and writes through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from ingestion_pipeline.aspects import Aspect
+from ingestion_pipeline.database.catalogue import Catalogue
+from ingestion_pipeline.database.connection import Connection, connect, database_errors
+from ingestion_pipeline.database.embeddings import EmbeddingStore
+from ingestion_pipeline.database.queries import Queries, names
+from ingestion_pipeline.errors import DatabaseUnavailableError, InputError
+from ingestion_pipeline.ranges import IdType
+from ingestion_pipeline.settings import Settings
+
+_ID_TYPES = {
+    "int2": IdType.INTEGER,
+    "int4": IdType.INTEGER,
+    "int8": IdType.BIGINT,
+    "uuid": IdType.UUID,
+    "text": IdType.TEXT,
+    "varchar": IdType.TEXT,
+    "bpchar": IdType.TEXT,
+}
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A connection to the shop's database, with what reads and writes through it.
+
+    `id_type` is that of `products.id`, which the bookkeeping copies.
+    """
+
+    settings: Settings
+    connection: Connection
+    queries: Queries
+    id_type: IdType
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The shop's products, read only."""
+        return Catalogue(self.connection, self.queries)
+
+    @property
+    def embeddings(self) -> EmbeddingStore:
+        """v2 and the bookkeeping."""
+        return EmbeddingStore(self.connection, self.queries, self.id_type)
+
+    def is_prepared(self) -> bool:
+        """Whether v2 and the bookkeeping exist, so that a status can be read."""
+        row = self._reference()
+        return row is not None and row[2] and row[3]
+
+    def prepare(self) -> None:
+        """Create what is missing of v2 and the bookkeeping; change nothing that is there."""
+        with database_errors(), self.connection.transaction():
+            self._run("lock_migrations")
+            reference = self._reference()
+            if reference is None:
+                raise missing_products(self.settings)
+            id_column_type, may_be_referenced, v2_exists, _, schema_exists = reference
+            if not schema_exists:
+                self._run("create_schema")
+            self._run("create_migrations")
+            applied = {
+                row[0]
+                for row in self.connection.execute(self.queries.compose("applied_migrations"), {})
+            }
+            for name in names():
+                if name.startswith("migration_") and name not in applied:
+                    self._run(name)
+                    self.connection.execute(
+                        self.queries.compose("record_migration"), {"name": name}
+                    )
+            if not v2_exists:
+                create = "create_v2" if may_be_referenced else "create_v2_without_reference"
+                dimensions = {
+                    f"{aspect.value}_dimensions": sql.Literal(
+                        self.settings.aspects[aspect].dimensions
+                    )
+                    for aspect in Aspect
+                }
+                self._run(create, id_column_type=_type(id_column_type), **dimensions)
+
+    def _reference(self) -> tuple[str, bool, bool, bool, bool] | None:
+        with database_errors():
+            return self.connection.execute(
+                self.queries.compose("product_reference"),
+                {
+                    "products_table": self.queries.regclass("products"),
+                    "v2_table": self.queries.regclass("product_embeddings_v2"),
+                },
+            ).fetchone()
+
+    def _run(self, name: str, **literals: sql.Composable) -> None:
+        self.connection.execute(self.queries.compose(name, **literals), {})
+
+
+@contextmanager
+def open_shop(settings: Settings) -> Iterator[Shop]:
+    """Connect to the shop that the settings name, for the length of a `with` block.
+
+    Raises `DatabaseUnavailableError`, `DatabaseRightsError`, or `InputError` where there is no
+    products table with a usable id.
+    """
+    if settings.database_url is None:
+        raise DatabaseUnavailableError(
+            "DATABASE_URL is not set, so there is no shop to work on. Run `ingest`, which starts "
+            'an embedded database, or `eval "$(ingest env)"` to work on that one by hand.'
+        )
+    with connect(settings.database_url.get_secret_value()) as connection:
+        yield shop_on(connection, settings)
+
+
+def shop_on(connection: Connection, settings: Settings) -> Shop:
+    """The shop behind an open connection; `InputError` where products.id cannot be used."""
+    tables = {
+        "products": settings.catalogue.products,
+        "product_embeddings": settings.catalogue.v1,
+        "product_embeddings_v2": settings.catalogue.v2,
+    }
+    texts = settings.catalogue.product_texts
+    untyped = Queries(tables=tables, product_texts=texts)
+    with database_errors():
+        row = connection.execute(
+            untyped.compose("product_id_type"), {"products_table": untyped.regclass("products")}
+        ).fetchone()
+    if row is None:
+        raise missing_products(settings)
+    type_name, collation_name, collation_schema = row
+    if type_name not in _ID_TYPES:
+        raise InputError(
+            f"{settings.catalogue.products}.id has the type {type_name}; expected integer, bigint, "
+            "uuid or text. A view that casts it to text, named in the settings as "
+            "catalogue.products, is a way round."
+        )
+    id_type = _ID_TYPES[type_name]
+    collation = (
+        sql.SQL("COLLATE {}").format(sql.Identifier(collation_schema, collation_name))
+        if collation_name
+        else sql.SQL("")
+    )
+    queries = Queries(
+        tables=tables,
+        literals={"id_type": _type(id_type.value), "collation": collation},
+        product_texts=texts,
+    )
+    return Shop(settings, connection, queries, id_type)
+
+
+def missing_products(settings: Settings) -> InputError:
+    """There is no products table, or it has no id."""
+    return InputError(
+        f"There is no table {settings.catalogue.products} with a column id in this database. "
+        "catalogue.products in ingestion.toml names the table; `ingest load FILE` makes one from "
+        "a file, `ingest demo` a small shop."
+    )
+
+
+def _type(name: str) -> sql.SQL:
+    # A type's name from the server's own catalogue or from IdType, never from a user.
+    return sql.SQL(name)

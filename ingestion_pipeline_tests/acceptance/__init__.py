@@ -1,0 +1,1 @@
+"""Tests that look from outside, as a user does."""

@@ -1,0 +1,2 @@
+-- Loads a catalogue file; COPY is several times faster than INSERT.
+COPY products ({columns}) FROM STDIN

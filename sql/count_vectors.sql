@@ -1,0 +1,2 @@
+-- How many rows a table of vectors has.
+SELECT count(*) FROM {vectors}

@@ -1,0 +1,2 @@
+-- A products table with the columns of a catalogue file.
+CREATE TABLE products ({columns}, PRIMARY KEY (id))

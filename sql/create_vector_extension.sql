@@ -1,0 +1,2 @@
+-- The embedded server comes with pgvector; a database of its own begins without it.
+CREATE EXTENSION IF NOT EXISTS vector

@@ -1,0 +1,2 @@
+-- Set aside while products is replaced.
+ALTER TABLE {vectors} DROP CONSTRAINT {foreign_key}

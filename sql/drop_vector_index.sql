@@ -1,0 +1,2 @@
+-- What an interrupted concurrent build leaves behind is invalid, and only costs.
+DROP INDEX CONCURRENTLY IF EXISTS {index}

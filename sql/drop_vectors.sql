@@ -1,0 +1,2 @@
+-- A table of vectors whose ids are of another type than the new catalogue's.
+DROP TABLE {vectors}
