@@ -29,6 +29,7 @@ class Embeddings:
         tokens: for each text the tokens the model saw: prefix and special tokens included, after
             cutting.
         truncated: for each text whether it was cut to fit the model.
+
     """
 
     vectors: npt.NDArray[np.float32]
@@ -55,6 +56,7 @@ class Embedder(Protocol):
             PermanentTextError: one of these texts can never be embedded.
             TransientError: the same call may succeed later.
             OutageError: no call can succeed until somebody mends something.
+
         """
         ...
 
@@ -70,6 +72,7 @@ def validate(embeddings: Embeddings, *, expected_count: int, dimensions: int) ->
 
     Raises:
         InvalidAnswerError: the answer as a whole cannot be used.
+
     """
     import numpy as np
 

@@ -42,6 +42,7 @@ class SentenceTransformerEmbedder:
     Raises:
         SettingsError: `dimensions` or `max_tokens` do not suit the model.
         WeightsError: the folder holds no model that can be loaded.
+
     """
 
     def __init__(

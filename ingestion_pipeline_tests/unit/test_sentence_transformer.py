@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ingestion_pipeline.embedding import weights
+from ingestion_pipeline.embedding import pinned_models, weights
 from ingestion_pipeline.embedding.embedder import Embedder, Embeddings, validate
 from ingestion_pipeline.embedding.sentence_transformer import SentenceTransformerEmbedder
 from ingestion_pipeline.errors import InvalidAnswerError, SettingsError, WeightsError
@@ -27,20 +27,20 @@ TEXTS = [
 ]
 
 
-def folder_of(pin: weights.PinnedModel) -> Path:
+def folder_of(pin: pinned_models.PinnedModel) -> Path:
     cache = weights.default_cache()
     return weights.fetch(pin.name, revision=None, path=None, cache=cache).folder
 
 
 @pytest.fixture(scope="module")
 def minilm() -> SentenceTransformerEmbedder:
-    pin = weights.ALL_MINILM_L6_V2
+    pin = pinned_models.ALL_MINILM_L6_V2
     return SentenceTransformerEmbedder(folder_of(pin), dimensions=pin.dimensions)
 
 
-@pytest.mark.parametrize("pin", [weights.ALL_MPNET_BASE_V2, weights.ALL_MINILM_L6_V2])
+@pytest.mark.parametrize("pin", [pinned_models.ALL_MPNET_BASE_V2, pinned_models.ALL_MINILM_L6_V2])
 def test_vectors_and_token_counts_are_those_of_sentence_transformers(
-    pin: weights.PinnedModel, capfd: pytest.CaptureFixture[str]
+    pin: pinned_models.PinnedModel, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from sentence_transformers import SentenceTransformer
 
@@ -67,7 +67,7 @@ def test_vectors_and_token_counts_are_those_of_sentence_transformers(
 
 
 def test_a_text_as_long_as_the_limit_is_whole_and_one_token_more_is_cut() -> None:
-    pin = weights.ALL_MINILM_L6_V2
+    pin = pinned_models.ALL_MINILM_L6_V2
     embedder = SentenceTransformerEmbedder(
         folder_of(pin), dimensions=pin.dimensions, max_tokens=12, device="cpu"
     )
@@ -81,7 +81,7 @@ def test_a_text_as_long_as_the_limit_is_whole_and_one_token_more_is_cut() -> Non
 
 
 def test_the_prefix_is_embedded_and_counted(minilm: SentenceTransformerEmbedder) -> None:
-    pin = weights.ALL_MINILM_L6_V2
+    pin = pinned_models.ALL_MINILM_L6_V2
     prefixed = SentenceTransformerEmbedder(
         folder_of(pin), dimensions=pin.dimensions, prefix="passage: "
     )
@@ -95,7 +95,7 @@ def test_the_prefix_is_embedded_and_counted(minilm: SentenceTransformerEmbedder)
 def test_vectors_that_are_not_normalised_differ_in_length_only(
     minilm: SentenceTransformerEmbedder,
 ) -> None:
-    pin = weights.ALL_MINILM_L6_V2
+    pin = pinned_models.ALL_MINILM_L6_V2
     raw = SentenceTransformerEmbedder(
         folder_of(pin), dimensions=pin.dimensions, normalize=False
     ).embed(TEXTS)
@@ -124,14 +124,14 @@ def test_no_texts_give_no_rows(minilm: SentenceTransformerEmbedder) -> None:
 
 
 def test_dimensions_that_the_model_does_not_give_are_refused() -> None:
-    folder = folder_of(weights.ALL_MINILM_L6_V2)
+    folder = folder_of(pinned_models.ALL_MINILM_L6_V2)
     with pytest.raises(SettingsError, match="set dimensions = 384"):
         SentenceTransformerEmbedder(folder, dimensions=768)
 
 
 @pytest.mark.parametrize("max_tokens", [0, 2, 257])
 def test_more_tokens_than_the_model_takes_or_too_few_are_refused(max_tokens: int) -> None:
-    folder = folder_of(weights.ALL_MINILM_L6_V2)
+    folder = folder_of(pinned_models.ALL_MINILM_L6_V2)
     with pytest.raises(SettingsError, match="from 3 to 256 tokens"):
         SentenceTransformerEmbedder(folder, dimensions=384, max_tokens=max_tokens)
 
@@ -141,7 +141,7 @@ def test_a_folder_without_a_model_is_refused_without_asking_the_hub(tmp_path: Pa
         SentenceTransformerEmbedder(tmp_path / "none", dimensions=384)
     with pytest.raises(WeightsError, match="cannot be loaded"):
         SentenceTransformerEmbedder(tmp_path, dimensions=384)
-    for file in folder_of(weights.ALL_MINILM_L6_V2).rglob("*.*"):
+    for file in folder_of(pinned_models.ALL_MINILM_L6_V2).rglob("*.*"):
         if file.suffix != ".safetensors":
             shutil.copy(file, tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"cut off")

