@@ -41,12 +41,12 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "Python 3.11 or newer is needed, and $(PYTHON) is $$($(PYTHON) -V 2>&1)." \
 			"Name another: make PYTHON=python3.12" >&2; exit 1; }
-	@echo "Installing into .venv: about 130 packages, two minutes and 1.5 GB."
+	@echo "Installing into .venv: about 125 packages and 2 GB, two to three minutes."
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
 		-c constraints.txt -e '.[test]' \
-		| awk '/^Collecting/ { printf "\r  found %d packages", ++n; fflush() } \
-			/^Installing collected/ { printf "\r  installing %d packages\n", n; fflush() }'
+		| awk '/^Collecting/ { printf "\r  fetching %d", ++n; fflush() } \
+			/^Installing collected/ { printf "\r  installing %d packages\n", NF - 3; fflush() }'
 	@touch $@
 
 .PHONY: lock

@@ -93,10 +93,11 @@ class InterruptedRunError(IngestionError):
     """The user asked to stop; everything committed is kept."""
 
 
-_URL_PASSWORD = re.compile(r"(?P<before>[a-z][a-z0-9+.-]*://[^:/?#@\s]*):[^@/\s]*@", re.IGNORECASE)
+# Up to the last @: a password may hold / and @ that should have been percent-encoded.
+_URL_PASSWORD = re.compile(r"(?P<before>[a-z][a-z0-9+.-]*://[^:/?#@\s]*):\S*@", re.IGNORECASE)
 _KEY_PASSWORD = re.compile(
-    r"(?P<before>\b(?:password|passwd|pwd|api[_-]?key|token)\s*[=:]\s*)"
-    r"(?:'[^']*'|\"[^\"]*\"|[^\s&'\"]+)",
+    r"(?P<before>\b(?:(?:pg|ssl)?password|passwd|pwd|api[_-]?key|token)[\"']?\s*[=:]\s*)"
+    r"(?:'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|[^\s&'\"]+)",
     re.IGNORECASE,
 )
 

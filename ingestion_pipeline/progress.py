@@ -41,7 +41,9 @@ class Progress:
         return max(self.total - self.done, 0) / self.rate if self.rate else None
 
     def __str__(self) -> str:
-        parts = [f"{self.done:,}/{self.total:,} products", f"{self.share:.0%}"]
+        # Rounded down: 100% is said when all is done, and not before.
+        percent = int(self.share * 100 + 1e-9)
+        parts = [f"{self.done:,}/{self.total:,} products", f"{percent}%"]
         if self.rate is not None:
             parts.append(f"{self.rate:.1f}/s")
         if self.remaining_seconds is not None and self.done < self.total:

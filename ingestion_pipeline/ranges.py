@@ -69,12 +69,15 @@ def range_of(key: str, id_type: IdType) -> ProductIdRange:
     """The range that `key_of` named; `InputError` if the key is not one of its making."""
     try:
         first, end = key.split(SEPARATOR)
-        return ProductIdRange(_decoded(first, id_type), _decoded(end, id_type))
+        range_ = ProductIdRange(_decoded(first, id_type), _decoded(end, id_type))
+        if key_of(range_, id_type) != key:
+            raise ValueError(key)
     except ValueError as error:
         raise InputError(
             f"{key!r} is not a range of {id_type} product ids. Expected FIRST:END, with * for "
             "no bound; `ingest status` lists the ranges."
         ) from error
+    return range_
 
 
 def _encoded(id_: ProductId | None, id_type: IdType) -> str:

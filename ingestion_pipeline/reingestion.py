@@ -157,11 +157,16 @@ def reingest(  # noqa: PLR0913 - everything that the loop touches is handed in
     embedders = {model.fingerprint: model.embedder for model in models.values()}
     lease = _persistently(lambda: store.claim(range_, owner, pace.lease_seconds), sleep)
     loop = _Loop(store, lease, embedders, pace, report, clock, sleep)
+
+    def work_through() -> None:
+        loop.tally.result = replace(loop.tally.result, outdated=0)
+        for page in catalogue.pages(range_, fingerprints, pace.products_per_page):
+            loop.bring_up_to_date(page)
+
     try:
         for _ in range(MAX_PASSES):
-            loop.tally.result = replace(loop.tally.result, outdated=0)
-            for page in catalogue.pages(range_, fingerprints, pace.products_per_page):
-                loop.bring_up_to_date(page)
+            # A read that fails is begun again from the first page: what is committed is not stale.
+            _persistently(work_through, sleep)
             if not loop.tally.result.outdated:
                 break
     finally:

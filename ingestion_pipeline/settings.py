@@ -27,7 +27,8 @@ _MINILM_REVISION = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A value in the wrong place may be a secret: errors name the key alone.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class CatalogueSettings(_Section):
@@ -208,6 +209,8 @@ def _settings_file(file: Path | None, environ: Mapping[str, str]) -> Path | None
 def _read_toml(file: Path) -> dict[str, object]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{file} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file} is not valid TOML: {error}.") from error
 

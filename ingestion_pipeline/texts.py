@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import html
 import re
+import warnings
 
 TEXT_RULES = 1
 """Version of the rules in `cleaned`. Raise it when they change: every vector then becomes stale."""
 
 _MARKUP = re.compile(
-    r"<(?:!--|/?[a-zA-Z][^<>]*>)|&(?:#\d+|#[xX][0-9a-fA-F]+|[a-zA-Z][a-zA-Z0-9]*);"
+    r"<(?:!--|!\[|[!?/]?[a-zA-Z][^<>]*>)|&(?:#\d+|#[xX][0-9a-fA-F]+|[a-zA-Z][a-zA-Z0-9]*);"
 )
+_TAG = re.compile(r"<[!?/]?[a-zA-Z\[-][^<>]*>")
 _SURROGATES_AND_NUL = re.compile("[\ud800-\udfff\x00]")
 
 
@@ -37,14 +39,20 @@ def cleaned(text: str | None) -> str:
     if not text:
         return ""
     text = _SURROGATES_AND_NUL.sub("", text)
-    if _MARKUP.search(text):
-        text = _without_markup(text)
+    # Again and again, since feeds escape markup that was escaped before.
+    while _MARKUP.search(text) and len(plain := _without_markup(text)) < len(text):
+        text = plain
     return " ".join(text.split())
 
 
 def _without_markup(text: str) -> str:
     if "<" not in text:
         return html.unescape(text)
-    from bs4 import BeautifulSoup
+    from bs4 import BeautifulSoup, ParserRejectedMarkup, XMLParsedAsHTMLWarning
 
-    return BeautifulSoup(text, "html.parser").get_text(" ")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", XMLParsedAsHTMLWarning)
+        try:
+            return BeautifulSoup(text, "html.parser").get_text(" ")
+        except ParserRejectedMarkup:  # such as <![endif that was never closed
+            return html.unescape(_TAG.sub(" ", text))

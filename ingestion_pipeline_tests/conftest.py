@@ -4,6 +4,7 @@ its own, cloned from templates.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -27,6 +28,16 @@ SHOP_TEMPLATE = "shop_template"
 DAGSTER_TEMPLATE = "dagster_template"
 
 _numbers = count(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_from_outside() -> Iterator[None]:
+    """Tests never see the shop, the settings or the Dagster of whoever runs them."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in list(os.environ):
+            if name.startswith(("DATABASE_URL", "INGESTION_", "DAGSTER_", "PG")):
+                monkeypatch.delenv(name)
+        yield
 
 
 @pytest.fixture(scope="session")

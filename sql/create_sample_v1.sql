@@ -1,5 +1,5 @@
--- The sample shop's v1: one vector a product.
-CREATE TABLE product_embeddings (
+-- The sample shop's v1: one vector a product; empty at first, and again where somebody dropped it.
+CREATE TABLE IF NOT EXISTS product_embeddings (
     "productId" integer PRIMARY KEY REFERENCES products (id) ON DELETE CASCADE,
     embedding vector(384)
 )

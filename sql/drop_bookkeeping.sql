@@ -1,2 +1,2 @@
 -- The bookkeeping of a catalogue whose ids were of another type.
-DROP SCHEMA IF EXISTS ingestion CASCADE
+DROP SCHEMA ingestion CASCADE

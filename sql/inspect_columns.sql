@@ -1,7 +1,7 @@
 -- The columns of a table: type, whether a row must give it a value, whether it alone is a key.
 SELECT
     pg_attribute.attname AS name,
-    format_type(coalesce(nullif(pg_type.typbasetype, 0), pg_type.oid), NULL) AS type,
+    format_type(pg_attribute.atttypid, NULL) AS type,
     nullif(pg_attribute.atttypmod, -1) AS type_modifier,
     pg_attribute.attnotnull
         AND NOT pg_attribute.atthasdef
@@ -20,7 +20,6 @@ SELECT
 FROM pg_class
 JOIN pg_namespace ON pg_namespace.oid = pg_class.relnamespace
 JOIN pg_attribute ON pg_attribute.attrelid = pg_class.oid
-JOIN pg_type ON pg_type.oid = pg_attribute.atttypid
 WHERE pg_namespace.nspname = %(schema)s
     AND pg_class.relname = %(table)s
     AND pg_attribute.attnum > 0

@@ -6,5 +6,5 @@ FROM (
     WHERE (%(first)s::{id_type} IS NULL OR products.id >= %(first)s::{id_type})
         AND (%(end)s::{id_type} IS NULL OR products.id < %(end)s::{id_type})
 ) AS placed
-WHERE place %% %(every)s = 1 AND place > 1
+WHERE place > 1 AND (place - 1) %% %(every)s = 0
 ORDER BY id

@@ -4,18 +4,21 @@ Only declarations are here, so that `--help` answers at once: what a command doe
 its family, imported when the command runs.
 """
 
+# ruff: noqa: ARG001 - the callbacks of --settings and --debug do all that these options do
+
 from __future__ import annotations
 
+import io
 import os
 import sys
+import tempfile
 import traceback
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ingestion_pipeline.cli import output
+from ingestion_pipeline.cli import terminal
 from ingestion_pipeline.cli.exit_codes import ExitCode, exit_code
 from ingestion_pipeline.errors import IngestionError, redacted
 
@@ -61,7 +64,8 @@ def ingest(
     as_json: AsJson = False,
     settings: SettingsFile = None,
     debug: Annotated[
-        bool, typer.Option(callback=_debug, help="Show where an unexpected error came from.")
+        bool,
+        typer.Option("--debug", callback=_debug, help="Show where an unexpected error came from."),
     ] = False,
 ) -> int:
     """Re-embed a shop's catalogue into product_embeddings_v2, and prove the result.
@@ -73,12 +77,10 @@ def ingest(
     DATABASE_URL names the shop's database; without it the embedded one is used.
     """
     if context.invoked_subcommand is not None:
-        if limit is not None:
-            raise typer.BadParameter(
-                f"--limit belongs to the main job; put it after {context.invoked_subcommand} "
-                "where that command has one.",
-            )
-        output.state.json = as_json
+        if limit is not None or as_json:
+            # Before the command they would be swallowed, and the command would do something else.
+            option = "--json" if as_json else "--limit"
+            raise typer.BadParameter(f"{option} goes after {context.invoked_subcommand}.")
         return ExitCode.OK
     from ingestion_pipeline.cli import main_job
 
@@ -87,7 +89,10 @@ def ingest(
 
 @app.command()
 def preflight(as_json: AsJson = False, settings: SettingsFile = None) -> int:
-    """Look at database, models, products and disk; take five products all the way; say go or no."""
+    """Look whether a run can succeed: go or no go.
+
+    Database, models, products and disk are looked at, and five products are taken all the way.
+    """
     from ingestion_pipeline.cli import checks
 
     return checks.preflight(as_json=as_json)
@@ -99,7 +104,7 @@ def status(
     as_json: AsJson = False,
     settings: SettingsFile = None,
 ) -> int:
-    """Say what is done, what is left, what failed, and what to run next."""
+    """Say what is done and what to run next."""
     from ingestion_pipeline.cli import status as family
 
     return family.status(watch=watch, as_json=as_json)
@@ -107,7 +112,7 @@ def status(
 
 @app.command()
 def verify(as_json: AsJson = False, settings: SettingsFile = None) -> int:
-    """Check product_embeddings_v2 as it is now, product by product."""
+    """Check product_embeddings_v2 as it is now."""
     from ingestion_pipeline.cli import checks
 
     return checks.verify(as_json=as_json)
@@ -121,7 +126,7 @@ def failures(
     as_json: AsJson = False,
     settings: SettingsFile = None,
 ) -> int:
-    """List the products that could not be embedded, each with its reason."""
+    """List the products that failed, with reasons."""
     from ingestion_pipeline.cli import failures as family
 
     return family.failures(retry=retry, as_json=as_json)
@@ -129,7 +134,7 @@ def failures(
 
 @app.command()
 def retry(as_json: AsJson = False, settings: SettingsFile = None) -> int:
-    """Run the ranges again that failed or were never finished, and no others."""
+    """Run only what failed or was never finished."""
     from ingestion_pipeline.cli import main_job
 
     return main_job.retry(as_json=as_json)
@@ -163,7 +168,7 @@ def load(
     as_json: AsJson = False,
     settings: SettingsFile = None,
 ) -> int:
-    """Make a products table from a catalogue file, for trying."""
+    """Make a products table from a file."""
     from ingestion_pipeline.cli import load as family
 
     return family.load(file, table=table, replace=replace, yes=yes, as_json=as_json)
@@ -177,7 +182,7 @@ def models(
     as_json: AsJson = False,
     settings: SettingsFile = None,
 ) -> int:
-    """Say which model embeds each aspect, and whether its files are here and right."""
+    """Show the models and whether they are here."""
     from ingestion_pipeline.cli import models as family
 
     return family.models(fetch=fetch, as_json=as_json)
@@ -185,7 +190,10 @@ def models(
 
 @app.command()
 def env(settings: SettingsFile = None) -> int:
-    """Print exports for psql and dagster: eval "$(ingest env)"."""
+    """Print exports for psql and dagster.
+
+    eval "$(ingest env)" puts them into the shell.
+    """
     from ingestion_pipeline.cli import services
 
     return services.env()
@@ -196,7 +204,10 @@ def up(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of the Dagster UI.")] = 3000,
     settings: SettingsFile = None,
 ) -> int:
-    """Start everything and serve the Dagster UI on this machine, until Ctrl-C."""
+    """Start everything and serve the Dagster UI.
+
+    It is served on 127.0.0.1 only, until Ctrl-C.
+    """
     from ingestion_pipeline.cli import services
 
     return services.up(port=port)
@@ -212,7 +223,10 @@ def down(settings: SettingsFile = None) -> int:
 
 @app.command()
 def demo(as_json: AsJson = False, settings: SettingsFile = None) -> int:
-    """Run everything on a small shop of our own, on the embedded PostgreSQL."""
+    """Try everything on a small shop of our own.
+
+    It works on the embedded PostgreSQL only. A second time it embeds nothing again.
+    """
     from ingestion_pipeline.cli import demo as family
 
     return family.demo(as_json=as_json)
@@ -225,4 +239,71 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; errors are told on stderr."""
-    ...
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without our marks shows others
+    try:
+        code = app(arguments, prog_name="ingest", standalone_mode=False)
+    except IngestionError as error:
+        return _told(error, arguments)
+    except typer.TyperException as error:
+        return _told_usage(error)
+    except BrokenPipeError:
+        # Whoever read our output has read enough. What is left must not be written at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    except Exception as error:  # noqa: BLE001 - the last line of defence, and it tells where to look
+        return _told_unexpected(error, arguments)
+    if code == ExitCode.INTERRUPTED:
+        _complain("Interrupted. Everything committed is kept.\n→ The same command carries on.")
+    return int(code or ExitCode.OK)
+
+
+def _told(error: IngestionError, arguments: list[str]) -> int:
+    code = exit_code(error)
+    message = redacted(str(error))
+    _complain(message)
+    if "--json" in arguments:
+        terminal.print_json(
+            {"error": {"kind": type(error).__name__, "message": message}, "exit_code": code}
+        )
+    return code
+
+
+def _told_usage(error: typer.TyperException) -> int:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "ingest"
+    _complain(f"{error.format_message()}\n→ {command} --help")
+    return ExitCode.WRONG_INPUT
+
+
+def _told_unexpected(error: Exception, arguments: list[str]) -> int:
+    trace = redacted("".join(traceback.format_exception(error)))
+    message = redacted(f"{type(error).__name__}: {error}")
+    if os.environ.get("INGESTION_DEBUG"):
+        sys.stderr.write(trace)
+        where = ""
+    else:
+        where = f"\n→ Where it came from is in {_written(trace)}; --debug shows it."
+    _complain(f"Something unexpected happened: {message}{where}")
+    if "--json" in arguments:
+        terminal.print_json(
+            {"error": {"kind": "Unexpected", "message": message}, "exit_code": ExitCode.UNEXPECTED}
+        )
+    return ExitCode.UNEXPECTED
+
+
+def _written(trace: str) -> Path:
+    """Keep the trace in a file that only the user can read."""
+    descriptor, name = tempfile.mkstemp(prefix="ingest-error-", suffix=".txt", text=True)
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
+        file.write(trace)
+    return Path(name)
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -40,6 +40,7 @@ class Environment:
         settings: with `database_url` filled in.
         embedded: whether the shop's database is on the embedded server.
         variables: what was found rather than given: environment variables and their values.
+
     """
 
     settings: Settings

@@ -8,18 +8,23 @@ imported when something is drawn.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cache
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bar
 
     from ingestion_pipeline.progress import Progress
+    from ingestion_pipeline.verdict import Verdict
+    from ingestion_pipeline.verification.checks import CheckResult
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -33,7 +38,7 @@ _MARKS = {
 
 @cache
 def console(*, stderr: bool = False) -> Console:
-    """Rich's console, plain: a product's name may hold brackets, and a path is not to be wrapped."""
+    """Rich's console, plain: a name may hold brackets, and a path is not to be wrapped."""
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -44,9 +49,31 @@ def say(text: str = "", *, style: str | None = None, stderr: bool = False) -> No
     console(stderr=stderr).print(text, style=style)
 
 
-def next_step(text: str, *, stderr: bool = False) -> None:
+def note(text: str) -> None:
+    """Something that takes a moment, on stderr."""
+    say(f"  {text}", style="dim", stderr=True)
+
+
+def next_step(text: str) -> None:
     """What to do next."""
-    say(f"→ {text}", stderr=stderr)
+    say(f"→ {text}")
+
+
+def program() -> str:
+    """How this program is called from where the user stands: `ingest`, or with its folder."""
+    called = Path(sys.argv[0])
+    on_path = shutil.which(called.name)
+    if on_path and Path(on_path).resolve() == called.resolve():
+        return called.name
+    return os.path.relpath(called)
+
+
+def clear() -> None:
+    """An empty screen where there is one, else a blank line."""
+    if console().is_terminal:
+        console().clear()
+    else:
+        say()
 
 
 def print_json(document: object) -> None:
@@ -91,11 +118,16 @@ def judged(status: str, name: str, text: str, *, stderr: bool = False) -> None:
         say(f"    {other}", stderr=stderr)
 
 
-class Judgement(Protocol):
-    """A verdict or a check's result."""
-
-    @property
-    def status(self) -> str: ...
+def check_as_dict(result: CheckResult) -> dict[str, object]:
+    """A check's result for JSON."""
+    return {
+        "name": result.name,
+        "status": result.status,
+        "summary": result.summary,
+        "count": result.count,
+        "sample": list(result.sample),
+        "facts": dict(result.facts),
+    }
 
 
 class RunListener:
@@ -113,7 +145,7 @@ class RunListener:
         self._latest: Progress | None = None
         self._said_at: float | None = None
 
-    def __enter__(self) -> RunListener:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -134,6 +166,22 @@ class RunListener:
         """Something worth knowing."""
         self._end_bar()
         say(f"  {text}", style="dim", stderr=self._stderr)
+
+    def verdict(self, verdict: Verdict) -> None:
+        """A preflight check has come to its verdict: what was seen, and every reason."""
+        self._end_bar()
+        lines = [verdict.summary]
+        for reason in verdict.reasons:
+            lines += [reason.message, f"→ {reason.remedy}"]
+        judged(verdict.status, verdict.check, "\n".join(lines), stderr=self._stderr)
+
+    def check(self, result: CheckResult) -> None:
+        """A check of the result: what it found, and a sample of the products it is about."""
+        self._end_bar()
+        lines = [result.summary, *result.sample]
+        if result.sample and result.count > len(result.sample):
+            lines.append(f"and {result.count - len(result.sample):,} more")
+        judged(result.status, result.name, "\n".join(lines), stderr=self._stderr)
 
     def progress(self, progress: Progress) -> None:
         """How far it has come."""

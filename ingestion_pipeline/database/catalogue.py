@@ -109,12 +109,13 @@ class Catalogue:
         ranges: Sequence[tuple[str, ProductIdRange]],
         fingerprints: Mapping[Aspect, str],
     ) -> list[RangeProgress]:
-        """How far each range has come; `ranges` tile the id space, in the order of ids."""
+        """How far each range has come; each of `ranges` begins where the one before it ends."""
         boundaries = [range_.first for _, range_ in ranges[1:]]
+        whole = ProductIdRange(ranges[0][1].first, ranges[-1][1].end) if ranges else EVERYTHING
         rows = self._rows(
             "range_progress",
             **_wanted(fingerprints),
-            **bounds(EVERYTHING),
+            **bounds(whole),
             boundaries=sql_ids(boundaries),
         )
         counts = {position: list(rest) for position, *rest in rows}

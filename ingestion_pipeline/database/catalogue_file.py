@@ -16,12 +16,13 @@ import io
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 from uuid import UUID
 
 from ingestion_pipeline.errors import InputError
@@ -131,8 +132,9 @@ def _reader(path: Path) -> Callable[[Path], _Columns]:
     return reader
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
+def _open(path: Path) -> BinaryIO:
+    opened = gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")  # noqa: SIM115
+    return cast("BinaryIO", opened)
 
 
 def _open_text(path: Path) -> IO[str]:
@@ -301,10 +303,9 @@ def _ids(path: Path, values: Sequence[Any]) -> tuple[list[Any], str]:
             f"{first:,} of the file."
         )
     ids, column_type = _typed_ids(path, values)
-    seen: set[Any] = set()
-    repeated = {value: None for value in ids if value in seen or seen.add(value)}
+    repeated = [value for value, count in Counter(ids).items() if count > 1]
     if repeated:
-        named = ", ".join(str(value) for value in list(repeated)[:SAMPLE])
+        named = ", ".join(str(value) for value in repeated[:SAMPLE])
         more = f" and {len(repeated) - SAMPLE:,} more" if len(repeated) > SAMPLE else ""
         raise InputError(
             f"Ids that occur more than once in {path}: {named}{more}.\n"

@@ -6,6 +6,7 @@ error tree, with messages that hold no password.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,6 +31,17 @@ Connection = psycopg.Connection[Row]
 
 CONNECT_TIMEOUT_SECONDS = 10
 
+_NOT_A_URL = (
+    "DATABASE_URL cannot be used as it is written. Expected "
+    "postgresql://user:password@host:5432/database, where characters of the password such as "
+    "@ / : ? # and % are percent-encoded (@ is %40)."
+)
+_PASSWORD_NOT_ENCODED = re.compile(r"^\w+://[^:/?#@]*:[^@]*(?:[/?#][^@]*@|@.*@)")
+_REFUSALS = re.compile(
+    r"authentication failed|no password supplied|no pg_hba\.conf entry|role .* does not exist"
+    r"|permission denied|is not permitted to log in"
+)
+
 
 def connect(url: str, *, application_name: str = "ingestion_pipeline") -> Connection:
     """An autocommit connection that sends and receives `vector` in binary, where it exists.
@@ -49,11 +61,13 @@ def connect(url: str, *, application_name: str = "ingestion_pipeline") -> Connec
                 keepalives_interval=10,
                 keepalives_count=3,
             )
-        except psycopg.ProgrammingError as error:
-            raise DatabaseUnavailableError(
-                f"DATABASE_URL is not a PostgreSQL connection string: {redacted(str(error))}. "
-                "Expected postgresql://user:password@host:5432/database."
-            ) from None
+        except psycopg.ProgrammingError:
+            # What libpq quotes of a string that it cannot read may be a part of the password.
+            raise DatabaseUnavailableError(_NOT_A_URL) from None
+        except psycopg.OperationalError:
+            if _PASSWORD_NOT_ENCODED.search(url):
+                raise DatabaseUnavailableError(_NOT_A_URL) from None
+            raise
         connection.execute("SET TIME ZONE 'UTC'")
         if connection.execute("SELECT to_regtype('vector')").fetchone() != (None,):
             register_vector(connection)
@@ -91,7 +105,8 @@ def _translated(error: psycopg.Error) -> IngestionError:
         case pg.DataError() | pg.IntegrityError() | pg.RaiseException():
             return RangeFailedError(f"The database refuses these rows: {message}.")
         case psycopg.OperationalError() | psycopg.InterfaceError():
-            if "password authentication failed" in message or "no password supplied" in message:
+            # libpq gives no code where a connection is refused, only words.
+            if _REFUSALS.search(message):
                 return _rights_error(message)
             return DatabaseUnavailableError(
                 f"The database cannot be reached: {message}. Check that the server runs and that "

@@ -20,7 +20,7 @@ from psycopg.rows import dict_row
 from ingestion_pipeline.aspects import Aspect
 from ingestion_pipeline.database.catalogue import AspectCount, Catalogue
 from ingestion_pipeline.database.connection import Connection, connect, database_errors
-from ingestion_pipeline.database.queries import Queries, identifier
+from ingestion_pipeline.database.queries import Queries
 from ingestion_pipeline.errors import (
     DatabaseRightsError,
     DatabaseUnavailableError,
@@ -40,6 +40,7 @@ _ID_TYPES = {
     "uuid": IdType.UUID,
     "text": IdType.TEXT,
     "character varying": IdType.TEXT,
+    "character": IdType.TEXT,
 }
 _LOOPBACK = ("127.", "::1")
 _CLOCK_TOLERANCE_SECONDS = 2  # the server writes its pid file right after it notes its start
@@ -87,7 +88,7 @@ class ColumnFacts:
     @property
     def id_type(self) -> IdType | None:
         """What the column is as a product id; None where it cannot be one."""
-        return _ID_TYPES.get(self.type)
+        return id_type_of(self.type)
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,7 @@ class CountFacts:
     failed_products: int
     aspects: tuple[AspectCount, ...]
     texts_to_embed: Mapping[str, int]  # fingerprint -> distinct texts
+    empty_texts: Mapping[Aspect, int]  # products without text for the aspect
     ranges: int  # how many there are planned already
 
 
@@ -185,6 +187,11 @@ class DiskFacts:
     indexed: frozenset[Aspect]  # those whose vectors are in an HNSW index already
     max_wal_bytes: int
     keeps_wal_for_replicas: bool
+
+
+def id_type_of(type_: str) -> IdType | None:
+    """What a type, by its SQL name, is as that of a product id; None where it cannot be one."""
+    return _ID_TYPES.get(type_)
 
 
 def database_facts(settings: Settings) -> DatabaseFacts:
@@ -222,19 +229,24 @@ def inspect(connection: Connection, settings: Settings) -> DatabaseFacts:
     )
 
 
-def count_facts(catalogue: Catalogue, settings: Settings, *, ranges: int = 0) -> CountFacts:
+def count_facts(
+    connection: Connection, catalogue: Catalogue, settings: Settings, *, ranges: int = 0
+) -> CountFacts:
     """Count products, states and texts, set-wise in the database, which must be prepared.
 
     Raises what `database_errors` raises.
     """
     fingerprints = settings.fingerprints
     [whole] = catalogue.range_progress([("", EVERYTHING)], fingerprints)
+    look = _Inspector(connection, _queries(settings))
+    texts = {row["aspect"]: row["texts"] for row in look.rows("inspect_texts")}
     return CountFacts(
         products=whole.products,
         stale_products=whole.stale_products,
         failed_products=whole.failed_products,
         aspects=tuple(catalogue.aspect_counts(fingerprints)),
         texts_to_embed=catalogue.texts_to_embed(fingerprints),
+        empty_texts={aspect: whole.products - texts.get(aspect, 0) for aspect in Aspect},
         ranges=ranges,
     )
 
@@ -246,8 +258,9 @@ def disk_facts(connection: Connection, settings: Settings) -> DiskFacts:
     other server `disk.free_bytes` of the settings counts, and without it nothing is known.
     Raises what `database_errors` raises.
     """
-    v2_table = identifier(settings.catalogue.v2).as_string(connection)
-    look = _Inspector(connection, _queries(settings))
+    queries = _queries(settings)
+    v2_table = queries.regclass("product_embeddings_v2")
+    look = _Inspector(connection, queries)
     [row] = look.rows("inspect_disk", v2_table=v2_table)
     indexes = look.rows("vector_indexes", v2_table=v2_table)
     indexed = {index["column_name"] for index in indexes if index["valid"]}
@@ -380,9 +393,7 @@ def _schema_and_table(name: str) -> tuple[str | None, str]:
     return schema or None, table
 
 
-def _places(
-    connection: Connection, row: Mapping[str, Any]
-) -> tuple[dict[str, int], str | None]:
+def _places(connection: Connection, row: Mapping[str, Any]) -> tuple[dict[str, int], str | None]:
     """Free bytes of each folder that the server writes to, or why they cannot be measured."""
     address = connection.info.hostaddr
     over_socket = connection.info.host.startswith(("/", "@"))

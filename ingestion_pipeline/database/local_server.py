@@ -22,8 +22,8 @@ import stat
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -41,6 +41,7 @@ SYSTEM_USER = "pgserver"
 START_TIMEOUT_SECONDS = 300  # replaying `max_wal_size` after a crash takes a minute on a slow disk
 STOP_TIMEOUT_SECONDS = 120  # the last checkpoint writes up to `shared_buffers`, on any disk
 ORPHAN_TIMEOUT_SECONDS = 10
+POLL_SECONDS = 0.05
 LONGEST_SOCKET_PATH = 107  # bytes of `sockaddr_un.sun_path` on Linux, less the closing NUL
 LOG_LINES_SHOWN = 5
 LOG_BYTES_READ = 4096
@@ -223,10 +224,7 @@ def _is_server(process: psutil.Process, data_directory: Path) -> bool:
 
 def _start(data_directory: Path) -> None:
     """Bring the server to `ready`; the lock is held."""
-    postmaster = _Postmaster.read(data_directory)
-    if postmaster is not None and postmaster.runs(data_directory):
-        # Left behind by a start that was interrupted while the server recovered.
-        _wait_until_ready(data_directory)
+    if _becomes_ready(data_directory):
         return
     _end_orphans(data_directory)
     # PostgreSQL replaces a dead process's lock files itself, but not empty ones (a disk was full)
@@ -240,16 +238,17 @@ def _start(data_directory: Path) -> None:
     _run(data_directory, "pg_ctl", "start", "-w", "-t", timeout, "-s", "-l", log, "-o", options)
 
 
-def _wait_until_ready(data_directory: Path) -> None:
+def _becomes_ready(data_directory: Path) -> bool:
+    """Wait for a server that is there but not ready, as after a broken start; False if none."""
     deadline = monotonic() + START_TIMEOUT_SECONDS
     while monotonic() < deadline:
         postmaster = _Postmaster.read(data_directory)
         if postmaster is None or not postmaster.runs(data_directory):
-            raise _unavailable(data_directory, "it ended while it was starting")
+            return False
         if postmaster.status == "ready":
-            return
-        sleep(0.1)
-    raise _unavailable(data_directory, "it is still starting; try again in a few minutes")
+            return True
+        sleep(POLL_SECONDS)
+    raise _unavailable(data_directory, "it is still starting or stopping; try again later")
 
 
 def _end_orphans(data_directory: Path) -> None:
@@ -259,10 +258,21 @@ def _end_orphans(data_directory: Path) -> None:
         for process in psutil.process_iter(["name"])
         if process.info["name"] == "postgres" and _is_server(process, data_directory)
     ]
-    _, busy = psutil.wait_procs(orphans, timeout=1)  # an idle one notices by itself
-    for process in busy:
-        process.terminate()
-    psutil.wait_procs(busy, timeout=ORPHAN_TIMEOUT_SECONDS)
+    if _remain(orphans, data_directory, seconds=1):  # an idle one notices by itself
+        for process in orphans:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _remain(orphans, data_directory, seconds=ORPHAN_TIMEOUT_SECONDS)
+
+
+def _remain(processes: Sequence[psutil.Process], data_directory: Path, *, seconds: float) -> bool:
+    """Whether any of the server's processes is still there after at most `seconds`."""
+    deadline = monotonic() + seconds
+    while any(_is_server(process, data_directory) for process in processes):
+        if monotonic() > deadline:
+            return True
+        sleep(POLL_SECONDS)
+    return False
 
 
 def _initialise(data_directory: Path) -> None:
@@ -374,8 +384,8 @@ def _run(data_directory: Path, program: str, *arguments: str) -> None:
         done = subprocess.run(
             [programs() / program, "-D", data_directory, *arguments],
             stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
+            stdout=subprocess.DEVNULL,
+            stderr=output,
             cwd=data_directory,
             env=environment,
             check=False,

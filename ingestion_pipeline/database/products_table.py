@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import LiteralString, cast
 
 import psycopg
-from psycopg import Connection, sql
 from psycopg import errors as pg
+from psycopg import sql
 
 from ingestion_pipeline.database.catalogue_file import ID, CatalogueFile, Column
-from ingestion_pipeline.database.connection import database_errors
+from ingestion_pipeline.database.connection import Connection, Row, database_errors
 from ingestion_pipeline.database.queries import Queries, identifier
 from ingestion_pipeline.errors import InputError
 
@@ -41,6 +41,7 @@ class Present:
         losses: what replacing it by the catalogue would take, one phrase each, largest first.
         same_ids: whether the new ids are of the type of the old; then vectors of the products that
             stay are kept, and re-embedded only where their text changes.
+
     """
 
     products: int
@@ -60,14 +61,16 @@ class ProductsTable:
     """The shop's table of products, seen as something that can be made or replaced."""
 
     def __init__(
-        self, connection: Connection[tuple[object, ...]], queries: Queries
+        self, connection: Connection, queries: Queries, *, of_the_shop: bool = True
     ) -> None:
+        """Not `of_the_shop`: a table beside the shop's, of whose products v1 and v2 know nothing."""
         self._connection = connection
         self._queries = queries
+        self._of_the_shop = of_the_shop
         self._tables = {
             "products_table": queries.regclass("products"),
-            "v1_table": queries.regclass(V1),
-            "v2_table": queries.regclass(V2),
+            "v1_table": queries.regclass(V1) if of_the_shop else None,
+            "v2_table": queries.regclass(V2) if of_the_shop else None,
         }
 
     @property
@@ -104,9 +107,10 @@ class ProductsTable:
                 f"{self.name} is referenced by {named}, so it is not replaced.\n"
                 "→ Load into another table with --table."
             )
-        products = self._count("product_count")
+        products = self._count("count_rows", table=identifier(self.name))
         same_ids = self._id_type() == catalogue.id_type
-        return Present(products, tuple(self._losses(catalogue, products, same_ids)), same_ids)
+        losses = self._losses(catalogue, products, same_ids=same_ids)
+        return Present(products, tuple(losses), same_ids)
 
     def load(self, catalogue: CatalogueFile, present: Present | None) -> None:
         """Make the table from `catalogue`, replacing what `present` says; all of it or nothing.
@@ -134,12 +138,20 @@ class ProductsTable:
             self._execute("comment_on_products", comment=sql.Literal(comment))
             self._execute("create_sample_v1")
 
+    def create_sample_v1(self) -> None:
+        """Make the sample shop's v1, empty, where it is missing."""
+        with database_errors():
+            self._connection.execute("SET client_min_messages = warning")  # it mostly is there
+            self._execute("create_sample_v1")
+
     def _facts(self) -> tuple[object, ...] | None:
         with database_errors():
             query = self._queries.compose("products_table")
             return self._connection.execute(query, self._tables).fetchone()
 
-    def _count(self, name: str, parameters: dict[str, object] | None = None, **literals: sql.Composable) -> int:
+    def _count(
+        self, name: str, parameters: dict[str, object] | None = None, **literals: sql.Composable
+    ) -> int:
         with database_errors():
             query = self._queries.compose(name, **literals)
             row = self._connection.execute(query, parameters or {}).fetchone()
@@ -151,7 +163,7 @@ class ProductsTable:
             query = self._queries.compose("product_id_type")
             row = self._connection.execute(query, self._tables).fetchone()
         names = {"int4": "integer", "int8": "bigint", "uuid": "uuid", "text": "text"}
-        return names.get(cast("str", row[0])) if row else None
+        return names.get(row[0]) if row else None
 
     def _foreign_keys(self) -> list[_ForeignKey]:
         with database_errors():
@@ -160,8 +172,8 @@ class ProductsTable:
         return [
             _ForeignKey(
                 bool(holds_vectors),
-                sql.Identifier(cast("str", schema), cast("str", table)),
-                sql.Identifier(cast("str", name)),
+                sql.Identifier(schema, table),
+                sql.Identifier(name),
                 # PostgreSQL's own words for its own constraint.
                 sql.SQL(cast("LiteralString", definition)),
             )
@@ -169,16 +181,20 @@ class ProductsTable:
         ]
 
     def _vector_tables(self) -> list[sql.Identifier]:
-        with database_errors():
-            query = self._queries.compose("vector_tables")
-            row = self._connection.execute(query, self._tables).fetchone()
-        exists = row or (False, False)
+        exists = self._dependents()[:2]
         names = [self._queries.tables[table] for table in (V1, V2)]
         return [identifier(name) for name, is_there in zip(names, exists, strict=True) if is_there]
 
-    def _losses(
-        self, catalogue: CatalogueFile, products: int, same_ids: bool
-    ) -> Iterable[str]:
+    def _has_bookkeeping(self) -> bool:
+        return self._of_the_shop and bool(self._dependents()[2])
+
+    def _dependents(self) -> Row:
+        """Whether v1, v2 and the bookkeeping exist."""
+        with database_errors():
+            query = self._queries.compose("vector_tables")
+            return self._connection.execute(query, self._tables).fetchone() or (False,) * 3
+
+    def _losses(self, catalogue: CatalogueFile, products: int, *, same_ids: bool) -> Iterable[str]:
         yield f"{products:,} products in {self.name}"
         for table in self._vector_tables():
             if same_ids:
@@ -189,10 +205,10 @@ class ProductsTable:
                     new_id_type=sql.SQL(cast("LiteralString", catalogue.id_type)),
                 )
             else:
-                rows = self._count("count_vectors", vectors=table)
+                rows = self._count("count_rows", table=table)
             if rows:
                 yield f"{rows:,} rows of vectors in {table.as_string(None)}"
-        if not same_ids:
+        if not same_ids and self._has_bookkeeping():
             yield "the bookkeeping in the schema ingestion, as the ids are of another type"
 
     def _replace(self, catalogue: CatalogueFile, present: Present | None) -> None:
@@ -220,7 +236,8 @@ class ProductsTable:
             keys = []
             for table in self._vector_tables():
                 self._execute("drop_vectors", vectors=table)
-            self._execute("drop_bookkeeping")
+            if self._has_bookkeeping():
+                self._execute("drop_bookkeeping")
         self._execute("drop_products")
         return keys
 
@@ -242,5 +259,9 @@ class ProductsTable:
 
 def _said(error: psycopg.Error) -> str:
     """The server's words: these are about the user's own file, so details help."""
-    parts = (error.diag.message_primary or str(error), error.diag.message_detail, error.diag.context)
+    parts = (
+        error.diag.message_primary or str(error),
+        error.diag.message_detail,
+        error.diag.context,
+    )
     return "; ".join(" ".join(part.split()) for part in parts if part)

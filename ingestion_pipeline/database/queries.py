@@ -27,6 +27,12 @@ _TABLES = ("product_embeddings_v2", "product_embeddings", "products")
 _TOKEN = re.compile(
     rf"--[^\n]*|'[^']*'|%\(\w+\)s|\{{(?P<brace>\w+)\}}|\b(?P<table>{'|'.join(_TABLES)})\b"
 )
+# What of a mapping is code, as against comments, space and semicolons.
+_PIECE = re.compile(
+    r"--[^\n]*|/\*.*?\*/|[\s;]+"
+    r"|(?P<code>'[^']*'|\"[^\"]*\"|(?P<dollar>\$\w*\$).*?(?P=dollar)|.)",
+    re.DOTALL,
+)
 
 
 def identifier(name: str) -> sql.Identifier:
@@ -76,7 +82,10 @@ class Queries:
         self._product_texts = product_texts
 
     def product_texts(self) -> str:
-        """The shop's mapping without its closing semicolon; `MappingError` if it cannot be read."""
+        """The shop's mapping, less a closing semicolon and comments at its end.
+
+        Raises `MappingError` if it cannot be read.
+        """
         try:
             mapping = (
                 self._product_texts.read_text(encoding="utf-8")
@@ -88,7 +97,8 @@ class Queries:
                 f"{self._product_texts} cannot be read: {error}. catalogue.product_texts in the "
                 "settings names the file that maps your schema to aspect texts."
             ) from error
-        return mapping.rstrip().rstrip(";")
+        pieces = _PIECE.finditer(mapping)
+        return mapping[: max((piece.end() for piece in pieces if piece["code"]), default=0)]
 
     def regclass(self, table: str) -> str:
         """The shop's name of a canonical table, quoted as `to_regclass` wants it."""

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
-from psycopg import Connection
-
 from ingestion_pipeline.database.catalogue_file import Column
-from ingestion_pipeline.database.connection import database_errors
+from ingestion_pipeline.database.connection import Connection, database_errors
 from ingestion_pipeline.database.products_table import ProductsTable
 from ingestion_pipeline.database.queries import Queries
 from ingestion_pipeline.errors import InputError
@@ -41,7 +39,7 @@ _COLUMNS = (
 class SampleShop:
     """The sample shop, made where it is not there and left alone where it is."""
 
-    def __init__(self, connection: Connection[tuple[object, ...]], queries: Queries) -> None:
+    def __init__(self, connection: Connection, queries: Queries) -> None:
         self._connection = connection
         self._queries = queries
         self._table = ProductsTable(connection, queries)
@@ -53,6 +51,7 @@ class SampleShop:
         """
         comment = self._table.comment()
         if comment == MARK:
+            self._table.create_sample_v1()
             return 0
         if self._table.exists():
             raise InputError(
@@ -60,9 +59,7 @@ class SampleShop:
                 "leaves it alone.\n→ `ingest` re-ingests it; `ingest status` says where it stands."
             )
         products = sample_products()
-        rows = [
-            tuple(getattr(product, column.name) for column in _COLUMNS) for product in products
-        ]
+        rows = [tuple(getattr(product, column.name) for column in _COLUMNS) for product in products]
         self._table.create_sample(_COLUMNS, rows, MARK)
         return len(products)
 
@@ -84,7 +81,7 @@ class SampleShop:
     ) -> None:
         """Embed each text once and write the vectors of its products, a batch a transaction.
 
-        `embed` gives float32 (n, 384) for n texts. `report` is told the texts done so far.
+        `embed` gives float32 (n, 384) for n texts. `report` is told the products done so far.
         """
         done = 0
         query = self._queries.compose("insert_v1")
@@ -98,5 +95,5 @@ class SampleShop:
             ]
             with database_errors(), self._connection.transaction():
                 self._connection.cursor().executemany(query, rows)
-            done += len(batch)
+            done += len(rows)
             report(done)

@@ -24,7 +24,6 @@ _ID_TYPES = {
     "uuid": IdType.UUID,
     "text": IdType.TEXT,
     "varchar": IdType.TEXT,
-    "bpchar": IdType.TEXT,
 }
 
 

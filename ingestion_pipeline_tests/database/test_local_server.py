@@ -210,14 +210,16 @@ def test_settings_meant_for_other_servers_change_nothing_and_nothing_is_printed(
 def test_a_killed_server_starts_again_with_everything_committed(data_directory: Path) -> None:
     server = local_server.start(data_directory)
     assert server.create_database("shop")
-    with psycopg.connect(server.url("shop")) as working:
-        working.execute("SELECT 1")  # a session that its server leaves behind
+    # A session too busy to notice that its server is gone, and in the way of the next one.
+    busy = psycopg.connect(server.url("shop"))
+    busy.pgconn.send_query(b"SELECT count(*) FROM generate_series(1, 1e12::bigint)")
 
-        postmaster(data_directory).send_signal(signal.SIGKILL)
-        while local_server.attach(data_directory):
-            sleep(0.01)
+    postmaster(data_directory).send_signal(signal.SIGKILL)
+    while local_server.attach(data_directory):
+        sleep(0.01)
 
-        assert not local_server.start(data_directory).create_database("shop")
+    assert not local_server.start(data_directory).create_database("shop")
+    busy.close()
 
 
 def test_a_pid_file_with_the_number_of_a_living_stranger_is_not_believed(

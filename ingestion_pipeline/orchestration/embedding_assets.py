@@ -1,0 +1,300 @@
+"""The catalogue, its ranges, `product_embeddings_v2` and its indexes, as assets.
+
+Each range is recorded as materialized when it is committed, not when the run ends, so that a run
+that dies leaves only what it had not done. What happens inside a range is `reingestion`.
+"""
+
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import dagster as dg
+
+from ingestion_pipeline.database.shop import Shop
+from ingestion_pipeline.errors import LeaseLostError, RangeFailedError
+from ingestion_pipeline.orchestration import partitions
+from ingestion_pipeline.orchestration.failures import V2
+from ingestion_pipeline.orchestration.listener import Recorder
+from ingestion_pipeline.orchestration.range_work import reingest_range
+from ingestion_pipeline.orchestration.resources import Models, ShopAccess
+from ingestion_pipeline.orchestration.runs import interruptible, told_to_dagster
+from ingestion_pipeline.progress import Progress
+from ingestion_pipeline.ranges import range_of
+from ingestion_pipeline.reingestion import RangeResult, RangeStep
+
+OWNERS = ["team:search"]
+
+RANGES_COMPLETE = dg.AssetCheckKey(V2, "ranges_complete")
+
+EMBEDDING_POOL = "embedding"
+"""Runs that hold the models in memory; how many at once is a limit in dagster.yaml."""
+
+_SECONDS_BETWEEN_LOG_LINES = 5.0
+_SAMPLE = 10
+
+products = dg.AssetSpec(
+    "products",
+    group_name="shop",
+    kinds={"postgres"},
+    owners=OWNERS,
+    description="The shop's catalogue. This project only reads it.",
+)
+
+product_embeddings = dg.AssetSpec(
+    "product_embeddings",
+    group_name="shop",
+    kinds={"postgres"},
+    owners=OWNERS,
+    description="v1, today's table: one vector a product. Only counted, to compare with v2.",
+)
+
+
+@dg.asset(
+    deps=["canary"],
+    group_name="planning",
+    kinds={"postgres"},
+    owners=OWNERS,
+    description=(
+        "The catalogue cut into half-open ranges of product ids, one Dagster partition each. The "
+        "table `ingestion.product_id_ranges` is the truth. Ranges that have grown to more than "
+        "twice their size are cut; the vectors of products that are gone are removed."
+    ),
+)
+def product_id_ranges(
+    context: dg.AssetExecutionContext, shop: dg.ResourceParam[ShopAccess]
+) -> dg.MaterializeResult[None]:
+    with told_to_dagster(), shop.open() as opened:
+        opened.prepare()
+        plan = opened.embeddings.plan_ranges(opened.settings.ranges.products_per_range)
+        orphans = opened.embeddings.delete_orphans()
+    keys = [key for key, _ in plan.ranges]
+    partitions.sync(context.instance, keys)
+    return dg.MaterializeResult(
+        metadata={
+            "ranges": len(keys),
+            "added": len(plan.added),
+            "removed": len(plan.removed),
+            "vectors of gone products removed": orphans,
+        }
+    )
+
+
+@dataclass
+class _Meter:
+    """Adds up the steps of a run, and says every few seconds how far it is."""
+
+    total: int
+    context: dg.AssetExecutionContext
+    recorder: Recorder
+    started: float = field(default_factory=time.monotonic)
+    last_line: float = field(default_factory=time.monotonic)
+    done: int = 0
+    failed: int = 0
+    embedded: int = 0
+    reused: int = 0
+
+    def step(self, step: RangeStep) -> None:
+        self.done += step.products
+        self.failed += step.failed_products
+        self.embedded += step.embedded
+        self.reused += step.reused
+        now = time.monotonic()
+        progress = Progress(
+            done=self.done,
+            total=max(self.total, self.done),
+            failed=self.failed,
+            seconds=now - self.started,
+            embedded=self.embedded,
+            reused=self.reused,
+        )
+        self.recorder.progress(progress)
+        if now - self.last_line >= _SECONDS_BETWEEN_LOG_LINES or self.done >= self.total:
+            self.last_line = now
+            self.context.log.info(str(progress))
+
+
+_COLUMNS = dg.TableSchema(
+    [
+        dg.TableColumn("productId", "the type of products.id", "Key; refers to products.id."),
+        dg.TableColumn("description_embedding", "vector", "The product's description."),
+        dg.TableColumn("usage_embedding", "vector", "What, how and for whom it is used."),
+        dg.TableColumn("feature_embedding", "vector", "Materials, measures and other features."),
+    ]
+)
+
+with warnings.catch_warnings():
+    # The backfill policy is called beta; what we rely on was measured, and a test holds it.
+    warnings.simplefilter("ignore", dg.BetaWarning)
+
+    @dg.asset(
+        partitions_def=partitions.RANGES,
+        backfill_policy=dg.BackfillPolicy.multi_run(partitions.RANGES_PER_RUN),
+        deps=[products, product_id_ranges],
+        group_name="embedding",
+        kinds={"postgres", "huggingface"},
+        owners=OWNERS,
+        pool=EMBEDDING_POOL,
+        # Nothing is returned: each range's materialization is logged as it commits.
+        output_required=False,
+        check_specs=[
+            dg.AssetCheckSpec(
+                RANGES_COMPLETE.name,
+                asset=V2,
+                description="Every product of the run's ranges is up to date; names those not.",
+            )
+        ],
+        metadata={
+            "dagster/table_name": "product_embeddings_v2",
+            "dagster/column_schema": _COLUMNS,
+        },
+        description=(
+            "Three vectors a product: description, usage and feature, one partition for each range "
+            "of product ids. Only stale aspects are embedded, and a text once for one model; "
+            "vector, ledger and spend are committed together. Running again carries on."
+        ),
+    )
+    def product_embeddings_v2(
+        context: dg.AssetExecutionContext,
+        shop: dg.ResourceParam[ShopAccess],
+        models: dg.ResourceParam[Models],
+        recorder: dg.ResourceParam[Recorder],
+    ) -> Iterator[dg.AssetCheckResult]:
+        with told_to_dagster(), shop.open() as opened:
+            opened.prepare()
+            failed = _reingest_ranges(context, opened, models, recorder)
+            unfinished = _stale_products(opened, context.partition_keys)
+        yield dg.AssetCheckResult(
+            check_name=RANGES_COMPLETE.name,
+            passed=not failed and not any(unfinished.values()),
+            metadata={
+                "ranges": len(context.partition_keys),
+                "failed ranges": dg.MetadataValue.json(failed),
+                "stale products by range": dg.MetadataValue.json(
+                    {key: stale for key, stale in unfinished.items() if stale}
+                ),
+            },
+        )
+        if failed:
+            raise _failure(failed, len(context.partition_keys))
+
+
+def _reingest_ranges(
+    context: dg.AssetExecutionContext, shop: Shop, models: Models, recorder: Recorder
+) -> dict[str, str]:
+    """Work on the run's ranges one after the other; returns why which of them failed."""
+    keys = context.partition_keys
+    meter = _Meter(sum(_stale_products(shop, keys).values()), context, recorder)
+    loaded = models.load(shop.settings, lambda text: _say(text, context, recorder))
+    meter.started = time.monotonic()
+    failed = {}
+    for key in keys:
+        try:
+            result = reingest_range(
+                range_of(key, shop.id_type),
+                shop=shop,
+                models=loaded,
+                run=context.run,
+                report=meter.step,
+            )
+        except (RangeFailedError, LeaseLostError) as error:
+            failed[key] = str(error)
+            context.log.error(f"{key}: {error}")
+            recorder.line(f"Range {key} failed: {error}")
+        else:
+            context.log_event(
+                dg.AssetMaterialization(
+                    asset_key=V2, partition=key, metadata=_range_metadata(result)
+                )
+            )
+    return failed
+
+
+def _say(text: str, context: dg.AssetExecutionContext, recorder: Recorder) -> None:
+    context.log.info(text)
+    recorder.line(text)
+
+
+def _stale_products(shop: Shop, keys: list[str] | tuple[str, ...]) -> dict[str, int]:
+    """Products with something stale in each range."""
+    fingerprints = shop.settings.fingerprints
+    stale = {}
+    for key in keys:
+        ranges = [(key, range_of(key, shop.id_type))]
+        [progress] = shop.catalogue.range_progress(ranges, fingerprints)
+        stale[key] = progress.stale_products
+    return stale
+
+
+def _range_metadata(result: RangeResult) -> Mapping[str, float | int]:
+    metadata: dict[str, float | int] = {
+        "products": result.products,
+        "embedded": result.embedded,
+        "reused": result.reused,
+        "empty": result.empty,
+        "failed": result.failed,
+        "truncated": result.truncated,
+        "tokens": result.tokens,
+        "seconds": round(result.seconds, 3),
+    }
+    if result.embedded and result.seconds:
+        metadata["texts/s"] = round(result.embedded / result.seconds, 2)
+    if result.outdated:
+        metadata["changed meanwhile"] = result.outdated
+    return metadata
+
+
+def _failure(failed: Mapping[str, str], ranges: int) -> dg.Failure:
+    sample = "; ".join(f"{key}: {reason}" for key, reason in list(failed.items())[:_SAMPLE])
+    return dg.Failure(
+        description=(
+            f"{len(failed)} of {ranges} ranges failed, and the others are done. {sample} "
+            "Run `ingest retry`, or a backfill of the failed partitions."
+        ),
+        metadata={FAILED_RANGES: dg.MetadataValue.json(dict(failed))},
+        allow_retries=False,
+    )
+
+
+FAILED_RANGES = "failed ranges"
+
+
+@dg.asset(
+    deps=[product_embeddings_v2],
+    group_name="embedding",
+    kinds={"postgres"},
+    owners=OWNERS,
+    description=(
+        "An HNSW index on cosine distance for each of the three vectors. Built after the ranges, "
+        "since loading rows under an index is a hundred times slower; kept up by PostgreSQL from "
+        "then on."
+    ),
+)
+def product_embeddings_v2_indexes(
+    context: dg.AssetExecutionContext,
+    shop: dg.ResourceParam[ShopAccess],
+    recorder: dg.ResourceParam[Recorder],
+) -> dg.MaterializeResult[None]:
+    started = time.monotonic()
+    with told_to_dagster(), interruptible(), shop.open() as opened:
+        opened.prepare()
+        created = opened.embeddings.create_vector_indexes(
+            lambda text: _say(text, context, recorder)
+        )
+        indexes = opened.embeddings.vector_indexes()
+    return dg.MaterializeResult(
+        metadata={
+            "created": len(created),
+            "seconds": round(time.monotonic() - started, 3),
+            "bytes": sum(index.bytes for index in indexes),
+            "indexes": dg.MetadataValue.table(
+                [
+                    dg.TableRecord({"index": index.name, "bytes": index.bytes})
+                    for index in indexes
+                ],
+                schema=dg.TableSchema(
+                    [dg.TableColumn("index", "string"), dg.TableColumn("bytes", "int")]
+                ),
+            ),
+        }
+    )

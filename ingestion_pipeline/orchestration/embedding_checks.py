@@ -1,0 +1,113 @@
+"""The post-ingestion checks, as asset checks on `product_embeddings_v2`.
+
+They look at the whole table, so they run once all ranges are done (jobs `finish` and `verify`), not
+in the runs over ranges: those are looked at by their own check, `ranges_complete`. What a check
+looks at, and how grave it is, stands in `verification`.
+"""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from ingestion_pipeline.errors import IngestionError
+from ingestion_pipeline.orchestration.embedding_assets import product_embeddings_v2_indexes
+from ingestion_pipeline.orchestration.failures import V2, unfinished_ranges
+from ingestion_pipeline.orchestration.listener import Recorder
+from ingestion_pipeline.orchestration.partitions import keys_in_order
+from ingestion_pipeline.orchestration.resources import ShopAccess
+from ingestion_pipeline.verification.checks import CHECKS, CheckResult, run_checks
+
+RANGES_MATERIALIZED = "every_range_is_materialized"
+
+_SAMPLE = 10
+
+_SPECS = [
+    *(
+        dg.AssetCheckSpec(
+            name,
+            asset=V2,
+            description=check.description,
+            # So that a search is tried with the index that it will have.
+            additional_deps=[product_embeddings_v2_indexes],
+        )
+        for name, check in CHECKS.items()
+    ),
+    dg.AssetCheckSpec(
+        RANGES_MATERIALIZED,
+        asset=V2,
+        description="No range failed and none was left out; names those that were.",
+        additional_deps=[product_embeddings_v2_indexes],
+    ),
+]
+
+WHOLE_TABLE_CHECKS = [spec.key for spec in _SPECS]
+
+
+@dg.multi_asset_check(name="product_embeddings_v2_checks", specs=_SPECS, can_subset=True)
+def product_embeddings_v2_checks(
+    context: dg.AssetCheckExecutionContext,
+    shop: dg.ResourceParam[ShopAccess],
+    recorder: dg.ResourceParam[Recorder],
+) -> Iterator[dg.AssetCheckResult]:
+    wanted = {key.name for key in context.selected_asset_check_keys}
+    for result in _table_results(shop, [name for name in CHECKS if name in wanted]):
+        recorder.check(result)
+        yield _recorded(result)
+    if RANGES_MATERIALIZED in wanted:
+        result = ranges_materialized(context.instance)
+        recorder.check(result)
+        yield _recorded(result)
+
+
+def _table_results(shop: ShopAccess, names: list[str]) -> list[CheckResult]:
+    """What the checks say; all of them "unknown" where the shop cannot be opened."""
+    try:
+        with shop.open() as opened:
+            return run_checks(opened, names)
+    except IngestionError as error:
+        return [CheckResult(name, "unknown", str(error), 0, (), {}) for name in names]
+
+
+def ranges_materialized(instance: dg.DagsterInstance) -> CheckResult:
+    """Whether Dagster holds every range for done: an exact count, and the first of those not."""
+    keys = keys_in_order(instance)
+    unfinished = unfinished_ranges(instance, keys)
+    if not keys:
+        summary = "No ranges are planned yet. `ingest` plans them."
+        return CheckResult(RANGES_MATERIALIZED, "unknown", summary, 0, (), {"ranges": 0})
+    failed = sum(state == "failed" for state in unfinished.values())
+    summary = (
+        f"{failed:,} of {len(keys):,} ranges failed and {len(unfinished) - failed:,} are missing. "
+        "`ingest retry` works on just these."
+        if unfinished
+        else f"All {len(keys):,} ranges are materialized."
+    )
+    return CheckResult(
+        RANGES_MATERIALIZED,
+        "fail" if unfinished else "pass",
+        summary,
+        len(unfinished),
+        tuple(f"{key} ({state})" for key, state in list(unfinished.items())[:_SAMPLE]),
+        {"ranges": len(keys), "failed": failed, "missing": len(unfinished) - failed},
+    )
+
+
+def _recorded(result: CheckResult) -> dg.AssetCheckResult:
+    """The result as Dagster keeps it: what was not looked at did not pass, and warns."""
+    return dg.AssetCheckResult(
+        asset_key=V2,
+        check_name=result.name,
+        passed=result.status == "pass",
+        severity=(
+            dg.AssetCheckSeverity.ERROR
+            if result.status == "fail"
+            else dg.AssetCheckSeverity.WARN
+        ),
+        description=result.summary,
+        metadata={
+            "status": result.status,
+            "count": result.count,
+            "sample": dg.MetadataValue.json(list(result.sample)),
+            "facts": dg.MetadataValue.json(dict(result.facts)),
+        },
+    )

@@ -1,0 +1,1 @@
+"""Tests of the pure parts, and of the models: no server."""

@@ -1,2 +1,0 @@
--- How many rows a table of vectors has.
-SELECT count(*) FROM {vectors}

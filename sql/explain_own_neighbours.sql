@@ -1,0 +1,3 @@
+-- Whether the server answers these searches from the index.
+EXPLAIN (FORMAT JSON)
+{own_neighbours}
