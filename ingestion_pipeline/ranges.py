@@ -70,14 +70,18 @@ def range_of(key: str, id_type: IdType) -> ProductIdRange:
     try:
         first, end = key.split(SEPARATOR)
         range_ = ProductIdRange(_decoded(first, id_type), _decoded(end, id_type))
-        if key_of(range_, id_type) != key:
-            raise ValueError(key)
     except ValueError as error:
-        raise InputError(
-            f"{key!r} is not a range of {id_type} product ids. Expected FIRST:END, with * for "
-            "no bound; `ingest status` lists the ranges."
-        ) from error
+        raise _not_a_range(key, id_type) from error
+    if key_of(range_, id_type) != key:
+        raise _not_a_range(key, id_type)
     return range_
+
+
+def _not_a_range(key: str, id_type: IdType) -> InputError:
+    return InputError(
+        f"{key!r} is not a range of {id_type} product ids. Expected FIRST:END, with * for no "
+        "bound; `ingest status` lists the ranges."
+    )
 
 
 def _encoded(id_: ProductId | None, id_type: IdType) -> str:

@@ -5,27 +5,14 @@ Gathering the numbers is the caller's work; here they are put into words, for pe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from decimal import Decimal
-from typing import Protocol
 
 from ingestion_pipeline.progress import duration
 
 _MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`*_{}[]<>#|~"})
 _SIGNS = {"pass": "✅", "warn": "⚠️", "unknown": "❔", "fail": "❌"}
 _KILO = 1000
-
-
-class Checked(Protocol):
-    """A verdict on the result."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def status(self) -> str: ...
-    @property
-    def summary(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -42,8 +29,8 @@ class Report:
     """One invocation in numbers.
 
     `products` are all in the catalogue, `processed` those that the invocation wrote. `embedded`,
-    `reused`, `empty` and `failed` count the aspects written; `failed_products` are all that stand in
-    `ingestion.failed_products` at the end. `seconds` is the time from the first run's start,
+    `reused`, `empty` and `failed` count the aspects written; `failed_products` are all that stand
+    in `ingestion.failed_products` at the end. `seconds` is the time from the first run's start,
     `model_seconds` the time spent in models. `cost` is None where nobody bills.
     """
 
@@ -128,11 +115,6 @@ class Report:
             "embeddings_per_second": self.embeddings_per_second,
             "cost": None if self.cost is None else str(self.cost),
         }
-
-
-def verdicts(checks: Sequence[Checked]) -> tuple[CheckVerdict, ...]:
-    """What a report keeps of the checks."""
-    return tuple(CheckVerdict(check.name, check.status, check.summary) for check in checks)
 
 
 def _escaped(text: str) -> str:

@@ -18,7 +18,9 @@ TEXT_RULES = 1
 _MARKUP = re.compile(
     r"<(?:!--|!\[|[!?/]?[a-zA-Z][^<>]*>)|&(?:#\d+|#[xX][0-9a-fA-F]+|[a-zA-Z][a-zA-Z0-9]*);"
 )
-_TAG = re.compile(r"<[!?/]?[a-zA-Z\[-][^<>]*>")
+_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+_SECTION_MARK = re.compile(r"<!\[(?:CDATA\[|[^<>]*\]>)?|\]\]>")
+_TAG = re.compile(r"<[!?/]?[a-zA-Z][^<>]*>")
 _SURROGATES_AND_NUL = re.compile("[\ud800-\udfff\x00]")
 
 
@@ -39,20 +41,28 @@ def cleaned(text: str | None) -> str:
     if not text:
         return ""
     text = _SURROGATES_AND_NUL.sub("", text)
-    # Again and again, since feeds escape markup that was escaped before.
+    # Layer by layer, since feeds escape markup that was escaped before.
     while _MARKUP.search(text) and len(plain := _without_markup(text)) < len(text):
         text = plain
-    return " ".join(text.split())
+    # What the parser leaves of broken markup.
+    return " ".join(_TAG.sub(" ", text).split())
 
 
 def _without_markup(text: str) -> str:
     if "<" not in text:
         return html.unescape(text)
-    from bs4 import BeautifulSoup, ParserRejectedMarkup, XMLParsedAsHTMLWarning
+    from bs4 import BeautifulSoup, XMLParsedAsHTMLWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", XMLParsedAsHTMLWarning)
-        try:
-            return BeautifulSoup(text, "html.parser").get_text(" ")
-        except ParserRejectedMarkup:  # such as <![endif that was never closed
-            return html.unescape(_TAG.sub(" ", text))
+        return BeautifulSoup(_without_comments(text), "html.parser").get_text(" ")
+
+
+def _without_comments(text: str) -> str:
+    """Without `<!-- ... -->`, of which a comment that never closes loses only the opening.
+
+    The marks of `<![CDATA[` and of Word's `<![if ...]>` go too: the parser may refuse them.
+    """
+    closed, end, rest = text.rpartition("-->")
+    text = _COMMENT.sub(" ", closed + end) + rest.replace("<!--", " ")
+    return _SECTION_MARK.sub(" ", text)

@@ -12,7 +12,7 @@ FROM (
         mapped.product_id,
         mapped.aspect::text AS aspect,
         count(*) AS row_total,
-        count(*) FILTER (WHERE coalesce(btrim(mapped.text, E' \t\r\n'), '') = '') AS empty_rows
+        count(*) FILTER (WHERE coalesce(btrim(mapped.text::text, E' \t\r\n'), '') = '') AS empty_rows
     FROM ({product_texts}) AS mapped
     GROUP BY mapped.product_id, mapped.aspect::text
 ) AS product_aspect

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from ingestion_pipeline.cli import main_job, models, terminal
 from ingestion_pipeline.cli import search as searching
 from ingestion_pipeline.cli.environment import data_directory_of, prepare
-from ingestion_pipeline.cli.exit_codes import ExitCode
 from ingestion_pipeline.database.connection import connect
 from ingestion_pipeline.database.products_table import V1, V2
 from ingestion_pipeline.database.queries import Queries
@@ -16,7 +15,7 @@ from ingestion_pipeline.database.sample_shop import SampleShop
 from ingestion_pipeline.database.shop import open_shop
 from ingestion_pipeline.embedding import weights
 from ingestion_pipeline.embedding.pinned_models import ALL_MINILM_L6_V2
-from ingestion_pipeline.errors import SettingsError
+from ingestion_pipeline.errors import PreflightError, SettingsError
 from ingestion_pipeline.progress import Progress
 from ingestion_pipeline.settings import Settings
 
@@ -37,20 +36,21 @@ def demo(*, as_json: bool) -> int:
         listener.line("every file is here and verified")
         listener.stage("Sample shop")
         _make_shop(settings, listener)
-
-    outcome = main_job.run(settings, limit=None, as_json=as_json)
+        try:
+            outcome = main_job.run(settings, listener)
+        except PreflightError as error:
+            return main_job.no_go(error, listener.verdicts, as_json=as_json)
     code = main_job.code_of(outcome)
     document = main_job.as_dict(outcome)
     if not as_json:
         main_job.show_outcome(outcome)
-    if code in (ExitCode.OK, ExitCode.VERIFICATION, ExitCode.INCOMPLETE):
-        with open_shop(settings) as shop:
-            hits = searching.hits_for(WORDS, shop, HITS)
-        document["search"] = searching.as_dict(WORDS, hits)
-        if not as_json:
-            terminal.say()
-            terminal.say(f'Search for "{WORDS}"', style="bold")
-            searching.show(hits)
+    with open_shop(settings) as shop:
+        hits = searching.hits_for(WORDS, shop, HITS)
+    document["search"] = searching.as_dict(WORDS, hits)
+    if not as_json:
+        terminal.say()
+        terminal.say(f'Search for "{WORDS}"', style="bold")
+        searching.show(hits)
     if as_json:
         terminal.print_json(document | {"exit_code": code})
         return code

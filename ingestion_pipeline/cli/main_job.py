@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from ingestion_pipeline.cli import terminal
 from ingestion_pipeline.cli.environment import prepare
 from ingestion_pipeline.cli.exit_codes import ExitCode
+from ingestion_pipeline.errors import PreflightError
 from ingestion_pipeline.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ingestion_pipeline.cli.terminal import RunListener
     from ingestion_pipeline.orchestration.in_process import IngestOutcome
     from ingestion_pipeline.report import Report
+    from ingestion_pipeline.verdict import Verdict
 
 
 def ingest(*, limit: int | None, as_json: bool) -> int:
@@ -26,7 +31,13 @@ def retry(*, as_json: bool) -> int:
 
 def _run(*, limit: int | None, ranges: Literal["stale", "failed"], as_json: bool) -> int:
     settings = prepare(dagster=True, report=terminal.note).settings
-    outcome = run(settings, limit=limit, ranges=ranges, as_json=as_json)
+    with terminal.RunListener(as_json=as_json) as listener:
+        try:
+            outcome = run(settings, listener, limit=limit, ranges=ranges)
+        except PreflightError as error:
+            if not any(verdict.blocking for verdict in listener.verdicts):
+                raise
+            return no_go(error, listener.verdicts, as_json=as_json)
     code = code_of(outcome)
     if as_json:
         terminal.print_json(as_dict(outcome) | {"exit_code": code})
@@ -37,23 +48,37 @@ def _run(*, limit: int | None, ranges: Literal["stale", "failed"], as_json: bool
 
 def run(
     settings: Settings,
+    listener: RunListener,
     *,
-    limit: int | None,
+    limit: int | None = None,
     ranges: Literal["stale", "failed"] = "stale",
-    as_json: bool,
 ) -> IngestOutcome:
-    """Run it, telling how it goes."""
-    terminal.note("Starting")
+    """Run it, telling `listener` how it goes. Raises PreflightError where a check says no."""
+    # Dagster takes seconds to import, so whatever can be wrong before is told before.
     from ingestion_pipeline.orchestration.in_process import run_ingest
 
-    with terminal.RunListener(as_json=as_json) as listener:
-        return run_ingest(settings, listener, limit=limit, ranges=ranges)
+    return run_ingest(settings, listener, limit=limit, ranges=ranges)
+
+
+def no_go(error: PreflightError, verdicts: Sequence[Verdict], *, as_json: bool) -> int:
+    """Preflight said no; the listener has told every reason already."""
+    if as_json:
+        document = {"kind": type(error).__name__, "message": str(error)}
+        terminal.print_json(
+            {
+                "error": document,
+                "verdicts": [verdict.as_dict() for verdict in verdicts],
+                "exit_code": ExitCode.PREFLIGHT,
+            }
+        )
+    else:
+        terminal.say()
+        terminal.next_step("No go: do what is said above, then run the same command again.")
+    return ExitCode.PREFLIGHT
 
 
 def code_of(outcome: IngestOutcome) -> ExitCode:
     """The gravest thing that happened; what failed explains what the checks miss."""
-    if any(verdict.blocking for verdict in outcome.verdicts):
-        return ExitCode.PREFLIGHT
     if outcome.failed_ranges:
         return ExitCode.INCOMPLETE
     if any(check.status == "fail" for check in outcome.checks):
@@ -102,8 +127,6 @@ def show_report(report: Report) -> None:
 
 
 def _next_steps(outcome: IngestOutcome, limit: int | None) -> list[str]:
-    if any(verdict.blocking for verdict in outcome.verdicts):
-        return ["No go: do what is said above, then run the same command again."]
     if limit is not None:
         return ["`ingest` takes the rest."]
     if outcome.failed_ranges:

@@ -54,7 +54,7 @@ def show(hits: list[Hit]) -> None:
         (
             f"{hit.score:.3f}",
             hit.product_id,
-            hit.name,
+            hit.name + _variants(len(hit.variants)),
             *(_similarity(hit.parts.get(aspect)) for aspect in Aspect),
         )
         for hit in hits
@@ -71,12 +71,17 @@ def as_dict(text: str, hits: list[Hit]) -> dict[str, object]:
             {
                 "product_id": hit.product_id,
                 "name": hit.name,
+                "variants": list(hit.variants),
                 "score": hit.score,
                 "parts": {aspect.value: part for aspect, part in hit.parts.items()},
             }
             for hit in hits
         ],
     }
+
+
+def _variants(number: int) -> str:
+    return f" +{number} variant{'s' if number > 1 else ''}" if number else ""
 
 
 def _similarity(part: float | None) -> str:

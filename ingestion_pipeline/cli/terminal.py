@@ -112,7 +112,7 @@ def judged(status: str, name: str, text: str, *, stderr: bool = False) -> None:
 
     mark, style = _MARKS[status]
     first, *others = text.splitlines() or [""]
-    line = Text.assemble((mark, style), f" {name:<27} ", first)
+    line = Text.assemble((mark, style), f" {name:<28} ", first)
     console(stderr=stderr).print(line)
     for other in others:
         say(f"    {other}", stderr=stderr)
@@ -139,6 +139,7 @@ class RunListener:
     def __init__(
         self, *, as_json: bool = False, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        self.verdicts: list[Verdict] = []
         self._stderr = as_json
         self._clock = clock
         self._bar: Bar | None = None
@@ -160,7 +161,7 @@ class RunListener:
         """A part of the run begins."""
         self._end_bar()
         say(stderr=self._stderr)
-        say(name, style="bold", stderr=self._stderr)
+        say(name.capitalize(), style="bold", stderr=self._stderr)
 
     def line(self, text: str) -> None:
         """Something worth knowing."""
@@ -170,9 +171,10 @@ class RunListener:
     def verdict(self, verdict: Verdict) -> None:
         """A preflight check has come to its verdict: what was seen, and every reason."""
         self._end_bar()
+        self.verdicts.append(verdict)
         lines = [verdict.summary]
         for reason in verdict.reasons:
-            lines += [reason.message, f"→ {reason.remedy}"]
+            lines += [reason.message, *([f"→ {reason.remedy}"] if reason.remedy else [])]
         judged(verdict.status, verdict.check, "\n".join(lines), stderr=self._stderr)
 
     def check(self, result: CheckResult) -> None:

@@ -172,58 +172,48 @@ def _constant(name: str) -> None:
 def _read_csv(path: Path) -> _Columns:
     import pandas as pd
 
-    delimiter = _delimiter(path)
     with _open_text(path) as text:
-        try:
-            frame = pd.read_csv(
-                text,
-                sep=delimiter,
-                header=None,  # with its own header, pandas renames repeated columns
-                dtype="string",
-                keep_default_na=False,  # then only the fields of a short row are missing
-                skipinitialspace=True,
-            )
-        except pd.errors.EmptyDataError as error:
-            raise _empty(path) from error
-        except pd.errors.ParserError as error:
-            raise _malformed_csv(path, delimiter, str(error)) from error
-    if frame.isna().to_numpy().any():
-        raise _malformed_csv(path, delimiter, "a row has fewer fields than the header")
-    names = [str(name) for name in frame.iloc[0]]
-    if len(frame) == 1:
-        raise _empty(path)
-    if len(set(names)) < len(names):
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        raise InputError(f"{path}, line 1: repeated columns: {', '.join(map(repr, repeated))}.")
-    return {
-        name: _parsed(
-            name, [None if field in ("", "NaN") else field for field in frame[position][1:]]
+        header = text.readline()
+    delimiter = max(",;\t|", key=header.count)
+    _check_csv(path, delimiter)
+    with _open_text(path) as text:
+        frame = pd.read_csv(
+            text,
+            sep=delimiter,
+            header=None,  # with its own header, pandas renames repeated columns
+            dtype="string",
+            keep_default_na=False,  # "None" and "null" are words; what is missing is said below
+            skipinitialspace=True,
         )
-        for position, name in enumerate(names)
+    names = [str(name) for name in frame.iloc[0]]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(f"{path}, line 1: repeated columns: {', '.join(map(repr, repeated))}.")
+    fields = {name: frame[position][1:].tolist() for position, name in enumerate(names)}
+    return {
+        name: _parsed(name, [None if field in ("", "NaN") else field for field in column])
+        for name, column in fields.items()
     }
 
 
-def _delimiter(path: Path) -> str:
-    with _open_text(path) as text:
-        header = text.readline()
-    return max(",;\t|", key=header.count)
-
-
-def _malformed_csv(path: Path, delimiter: str, reason: str) -> InputError:
-    """Read again, slowly, to name the line: a field may hold line breaks, so rows do not tell."""
+def _check_csv(path: Path, delimiter: str) -> None:
+    """Raise InputError with the malformed line; pandas would fill short rows up in silence."""
     with _open_text(path) as text:
         rows = csv.reader(text, delimiter=delimiter, strict=True, skipinitialspace=True)
-        expected = 0
         line = 1
+        header: list[str] = []
+        products = 0
         try:
             for row in rows:
-                expected = expected or len(row)
-                if row and len(row) != expected:
-                    return _malformed(path, line, f"{len(row)} fields, expected {expected}")
-                line = rows.line_num + 1  # where the next row begins
+                if row and header and len(row) != len(header):
+                    raise _malformed(path, line, f"{len(row)} fields, expected {len(header)}")
+                products += bool(row and header)
+                header = header or row
+                line = rows.line_num + 1  # where the next row begins: a field may hold line breaks
         except csv.Error as error:
-            return _malformed(path, line, str(error))
-    return InputError(f"{path} is malformed: {reason}.")
+            raise _malformed(path, line, str(error)) from error
+    if not products:
+        raise _empty(path)
 
 
 def _parsed(name: str, values: list[str | None]) -> list[Any]:

@@ -288,6 +288,11 @@ class EmbeddingStore:
             row = self._execute("spend_of_invocation", invocation=invocation).fetchone()
         return SpendSummary(*row) if row else None
 
+    def products_of(self, invocation: str) -> int:
+        """Products of which an invocation wrote some aspect, if no later one wrote it again."""
+        with database_errors():
+            return int(self._one("products_of_invocation", invocation=invocation)[0])
+
     def embedding_rates(self) -> dict[str, float]:
         """Texts a second that each fingerprint's model reached lately."""
         with database_errors():

@@ -24,7 +24,6 @@ from ingestion_pipeline.database.queries import Queries
 from ingestion_pipeline.errors import (
     DatabaseRightsError,
     DatabaseUnavailableError,
-    IngestionError,
     MappingError,
     redacted,
 )
@@ -325,19 +324,22 @@ class _Inspector:
     def mapping(self) -> MappingFacts:
         """Whether the mapping runs, its columns, and then what it gives."""
         file = self._queries.product_texts_file
+        column_types: dict[str, str] = {}
         try:
             column_types = self._mapped_columns()
+            if not {"product_id", "aspect", "text"} <= column_types.keys():
+                return MappingFacts(file, column_types=column_types)
+            return MappingFacts(file, column_types=column_types, aspects=self._mapped_aspects())
         except MappingError as error:
-            return MappingFacts(file, refusal=str(error))
+            return MappingFacts(file, refusal=str(error).rstrip("."))
         except psycopg.Error as error:
-            return MappingFacts(file, refusal=self._located(error))
-        if not {"product_id", "aspect", "text"} <= column_types.keys():
-            return MappingFacts(file, column_types=column_types)
-        try:
-            rows = self.rows("inspect_product_texts")
-        except IngestionError as error:
-            return MappingFacts(file, refusal=str(error), column_types=column_types)
-        aspects = {
+            return MappingFacts(file, refusal=self._located(error), column_types=column_types)
+
+    def _mapped_aspects(self) -> dict[str | None, MappedAspect]:
+        """What the mapping gives for each aspect; psycopg's error where it breaks off."""
+        with self._connection.cursor(row_factory=dict_row) as cursor:
+            rows = cursor.execute(self._queries.compose("inspect_product_texts"), {}).fetchall()
+        return {
             row["aspect"]: MappedAspect(
                 rows=row["row_total"],
                 empty_rows=row["empty_rows"],
@@ -347,7 +349,6 @@ class _Inspector:
             )
             for row in rows
         }
-        return MappingFacts(file, column_types=column_types, aspects=aspects)
 
     def _mapped_columns(self) -> dict[str, str]:
         """Names and types of the mapping's columns; psycopg's error where it does not run."""
@@ -360,7 +361,7 @@ class _Inspector:
 
     def _located(self, error: psycopg.Error) -> str:
         """The server's complaint, with the line of the mapping that it is about."""
-        message = redacted(error.diag.message_primary or str(error).strip())
+        message = redacted(error.diag.message_primary or str(error).strip()).rstrip(".")
         if not error.diag.statement_position:
             return message
         sent = self._queries.compose("inspect_product_texts_shape").as_string(self._connection)

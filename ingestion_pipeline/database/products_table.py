@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import LiteralString, cast
+from typing import cast
 
 import psycopg
 from psycopg import errors as pg
@@ -63,7 +63,7 @@ class ProductsTable:
     def __init__(
         self, connection: Connection, queries: Queries, *, of_the_shop: bool = True
     ) -> None:
-        """Not `of_the_shop`: a table beside the shop's, of whose products v1 and v2 know nothing."""
+        """Not `of_the_shop`: another table, of whose products v1 and v2 know nothing."""
         self._connection = connection
         self._queries = queries
         self._of_the_shop = of_the_shop
@@ -175,7 +175,7 @@ class ProductsTable:
                 sql.Identifier(schema, table),
                 sql.Identifier(name),
                 # PostgreSQL's own words for its own constraint.
-                sql.SQL(cast("LiteralString", definition)),
+                sql.SQL(definition),
             )
             for holds_vectors, schema, table, name, definition in rows
         ]
@@ -202,7 +202,7 @@ class ProductsTable:
                     "count_vectors_of_other_products",
                     {"ids": catalogue.frame[ID].tolist()},
                     vectors=table,
-                    new_id_type=sql.SQL(cast("LiteralString", catalogue.id_type)),
+                    new_id_type=sql.SQL(catalogue.id_type),
                 )
             else:
                 rows = self._count("count_rows", table=table)
@@ -243,7 +243,7 @@ class ProductsTable:
 
     def _create(self, columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> None:
         names = [sql.Identifier(column.name) for column in columns]
-        types = [sql.SQL(cast("LiteralString", column.type)) for column in columns]
+        types = [sql.SQL(column.type) for column in columns]
         definitions = [sql.SQL(" ").join(pair) for pair in zip(names, types, strict=True)]
         self._execute("create_products", columns=sql.SQL(", ").join(definitions))
         statement = self._queries.compose("copy_products", columns=sql.SQL(", ").join(names))

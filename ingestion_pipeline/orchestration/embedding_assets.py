@@ -55,15 +55,15 @@ product_embeddings = dg.AssetSpec(
     group_name="planning",
     kinds={"postgres"},
     owners=OWNERS,
-    description=(
-        "The catalogue cut into half-open ranges of product ids, one Dagster partition each. The "
-        "table `ingestion.product_id_ranges` is the truth. Ranges that have grown to more than "
-        "twice their size are cut; the vectors of products that are gone are removed."
-    ),
 )
 def product_id_ranges(
     context: dg.AssetExecutionContext, shop: dg.ResourceParam[ShopAccess]
 ) -> dg.MaterializeResult[None]:
+    """The catalogue cut into half-open ranges of product ids, one Dagster partition each.
+
+    The table `ingestion.product_id_ranges` is the truth. Ranges that have grown to more than twice
+    their size are cut; the vectors of products that are gone are removed.
+    """
     with told_to_dagster(), shop.open() as opened:
         opened.prepare()
         plan = opened.embeddings.plan_ranges(opened.settings.ranges.products_per_range)
@@ -148,11 +148,6 @@ with warnings.catch_warnings():
             "dagster/table_name": "product_embeddings_v2",
             "dagster/column_schema": _COLUMNS,
         },
-        description=(
-            "Three vectors a product: description, usage and feature, one partition for each range "
-            "of product ids. Only stale aspects are embedded, and a text once for one model; "
-            "vector, ledger and spend are committed together. Running again carries on."
-        ),
     )
     def product_embeddings_v2(
         context: dg.AssetExecutionContext,
@@ -160,6 +155,12 @@ with warnings.catch_warnings():
         models: dg.ResourceParam[Models],
         recorder: dg.ResourceParam[Recorder],
     ) -> Iterator[dg.AssetCheckResult]:
+        """Three vectors a product: description, usage and feature, one partition for each range of
+        product ids.
+
+        Only stale aspects are embedded, and a text once for one model; vector, ledger and spend are
+        committed together. Running again carries on.
+        """
         with told_to_dagster(), shop.open() as opened:
             opened.prepare()
             failed = _reingest_ranges(context, opened, models, recorder)
@@ -185,7 +186,7 @@ def _reingest_ranges(
     """Work on the run's ranges one after the other; returns why which of them failed."""
     keys = context.partition_keys
     meter = _Meter(sum(_stale_products(shop, keys).values()), context, recorder)
-    loaded = models.load(shop.settings, lambda text: _say(text, context, recorder))
+    loaded = models.of(shop.settings, lambda text: _say(text, context, recorder))
     meter.started = time.monotonic()
     failed = {}
     for key in keys:
@@ -199,7 +200,7 @@ def _reingest_ranges(
             )
         except (RangeFailedError, LeaseLostError) as error:
             failed[key] = str(error)
-            context.log.error(f"{key}: {error}")
+            context.log.error("%s: %s", key, error)  # noqa: TRY400 - told in a sentence, not a trace
             recorder.line(f"Range {key} failed: {error}")
         else:
             context.log_event(
@@ -264,17 +265,17 @@ FAILED_RANGES = "failed ranges"
     group_name="embedding",
     kinds={"postgres"},
     owners=OWNERS,
-    description=(
-        "An HNSW index on cosine distance for each of the three vectors. Built after the ranges, "
-        "since loading rows under an index is a hundred times slower; kept up by PostgreSQL from "
-        "then on."
-    ),
 )
 def product_embeddings_v2_indexes(
     context: dg.AssetExecutionContext,
     shop: dg.ResourceParam[ShopAccess],
     recorder: dg.ResourceParam[Recorder],
 ) -> dg.MaterializeResult[None]:
+    """An HNSW index on cosine distance for each of the three vectors.
+
+    Built after the ranges, since loading rows under an index is a hundred times slower; kept up by
+    PostgreSQL from then on.
+    """
     started = time.monotonic()
     with told_to_dagster(), interruptible(), shop.open() as opened:
         opened.prepare()
@@ -288,10 +289,7 @@ def product_embeddings_v2_indexes(
             "seconds": round(time.monotonic() - started, 3),
             "bytes": sum(index.bytes for index in indexes),
             "indexes": dg.MetadataValue.table(
-                [
-                    dg.TableRecord({"index": index.name, "bytes": index.bytes})
-                    for index in indexes
-                ],
+                [dg.TableRecord({"index": index.name, "bytes": index.bytes}) for index in indexes],
                 schema=dg.TableSchema(
                     [dg.TableColumn("index", "string"), dg.TableColumn("bytes", "int")]
                 ),

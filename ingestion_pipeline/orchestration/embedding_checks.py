@@ -49,6 +49,7 @@ def product_embeddings_v2_checks(
     shop: dg.ResourceParam[ShopAccess],
     recorder: dg.ResourceParam[Recorder],
 ) -> Iterator[dg.AssetCheckResult]:
+    """The checks on the whole of v2, after its indexes."""
     wanted = {key.name for key in context.selected_asset_check_keys}
     for result in _table_results(shop, [name for name in CHECKS if name in wanted]):
         recorder.check(result)
@@ -99,9 +100,7 @@ def _recorded(result: CheckResult) -> dg.AssetCheckResult:
         check_name=result.name,
         passed=result.status == "pass",
         severity=(
-            dg.AssetCheckSeverity.ERROR
-            if result.status == "fail"
-            else dg.AssetCheckSeverity.WARN
+            dg.AssetCheckSeverity.ERROR if result.status == "fail" else dg.AssetCheckSeverity.WARN
         ),
         description=result.summary,
         metadata={

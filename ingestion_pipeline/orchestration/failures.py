@@ -15,24 +15,30 @@ from ingestion_pipeline.orchestration.partitions import RANGES
 
 V2 = dg.AssetKey("product_embeddings_v2")
 
-State = Literal["failed", "missing"]
+State = Literal["done", "running", "failed", "missing"]
+
+_STATES: dict[str | None, State] = {
+    "MATERIALIZED": "done",
+    "IN_PROGRESS": "running",
+    "FAILED": "failed",
+    None: "missing",
+}
+
+
+def range_states(instance: dg.DagsterInstance, keys: Sequence[str]) -> dict[str, State]:
+    """The state of each of `keys`, in their order; a queued range counts as running."""
+    statuses = instance.get_status_by_partition(V2, keys, RANGES) or {}
+    return {key: _STATES[status.value if (status := statuses.get(key)) else None] for key in keys}
 
 
 def unfinished_ranges(instance: dg.DagsterInstance, keys: Sequence[str]) -> dict[str, State]:
-    """The failed and the missing ranges among `keys`, in their order; none that is being written."""
-    statuses = instance.get_status_by_partition(V2, keys, RANGES) or {}
-    unfinished: dict[str, State] = {}
-    for key in keys:
-        status = statuses.get(key)
-        if status is None:
-            unfinished[key] = "missing"
-        elif status.value == "FAILED":
-            unfinished[key] = "failed"
-    return unfinished
+    """The failed and the missing ranges among `keys`: those that a retry works on."""
+    states = range_states(instance, keys)
+    return {key: state for key, state in states.items() if state in ("failed", "missing")}
 
 
 def report_up_to_date(instance: dg.DagsterInstance, keys: Collection[str]) -> None:
-    """Record ranges as materialized whose products are all up to date without a run of this storage.
+    """Record ranges as materialized whose products are up to date without a run of this storage.
 
     So it is after a split, after another machine's run, and for a new storage over a finished v2.
     """
@@ -45,5 +51,3 @@ def report_up_to_date(instance: dg.DagsterInstance, keys: Collection[str]) -> No
                 metadata={"products": 0, "embedded": 0, "reused": 0, "failed": 0},
             )
         )
-
-

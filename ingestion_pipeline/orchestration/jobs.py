@@ -41,9 +41,7 @@ reingest = dg.define_asset_job(
 
 finish = dg.define_asset_job(
     "finish",
-    selection=(
-        dg.AssetSelection.assets(product_embeddings_v2_indexes, ingestion_report) | _CHECKS
-    ),
+    selection=(dg.AssetSelection.assets(product_embeddings_v2_indexes, ingestion_report) | _CHECKS),
     description="3. Build the indexes, run every check on the whole table, write the report.",
 )
 

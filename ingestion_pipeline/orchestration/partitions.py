@@ -65,7 +65,7 @@ def blocks(
 ) -> list[Block]:
     """Cut the chosen keys into as few runs of neighbours as `order` allows.
 
-    A block holds `at_most` keys; None is no limit. Chosen keys that are not in `order` are left out.
+    A block holds `at_most` keys; None is no limit. Chosen keys that `order` lacks are left out.
     """
     wanted = set(chosen)
     found: list[list[str]] = [[]]

@@ -7,6 +7,7 @@ one says no. The canary, which writes, comes after all four. What a verdict mean
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import dagster as dg
 import psutil
@@ -16,7 +17,6 @@ from ingestion_pipeline import preflight
 from ingestion_pipeline.aspects import Aspect
 from ingestion_pipeline.database.inspection import database_facts, disk_facts
 from ingestion_pipeline.database.shop import Shop
-from ingestion_pipeline.embedding import weights
 from ingestion_pipeline.errors import DatabaseUnavailableError, IngestionError, redacted
 from ingestion_pipeline.orchestration.embedding_assets import (
     OWNERS,
@@ -26,10 +26,9 @@ from ingestion_pipeline.orchestration.embedding_assets import (
 from ingestion_pipeline.orchestration.listener import Recorder
 from ingestion_pipeline.orchestration.range_work import reingest_range
 from ingestion_pipeline.orchestration.resources import Models, ShopAccess
-from ingestion_pipeline.preflight import CanaryFacts, EmbeddingFacts, ModelFacts
-from ingestion_pipeline.settings import Settings
+from ingestion_pipeline.preflight import CanaryFacts, EmbeddingFacts, Found
 from ingestion_pipeline.verdict import Verdict, failed_to_look
-from ingestion_pipeline.verification.checks import found_by_own_vector
+from ingestion_pipeline.verification.searchable import search_for_own_vectors
 
 CANARY_PRODUCTS = 5
 
@@ -38,6 +37,10 @@ VERDICT = "verdict"
 
 _GROUP = "preflight"
 _FIRST = {"dagster/priority": "1"}
+
+
+Verdicts: TypeAlias = Iterator[dg.MaterializeResult[None]]
+"""One, in fact: Dagster takes `MaterializeResult[...]` itself for the type of a value."""
 
 
 class CanaryConfig(dg.Config):
@@ -75,8 +78,8 @@ def _recorded(
         verdict = look()
     except IngestionError as error:
         verdict = failed_to_look(name, str(error))
-    except Exception as error:  # noqa: BLE001 - a crash must not read as anything but a "no"
-        context.log.exception(f"{name} crashed")
+    except Exception as error:  # a crash must not read as anything but a "no"
+        context.log.exception("%s crashed", name)
         verdict = failed_to_look(name, redacted(f"{type(error).__name__}: {error}"))
     recorder.verdict(verdict)
     for line in verdict.lines():
@@ -84,9 +87,7 @@ def _recorded(
     result = dg.AssetCheckResult(
         check_name=VERDICT,
         passed=verdict.passed,
-        severity=(
-            dg.AssetCheckSeverity.ERROR if verdict.blocking else dg.AssetCheckSeverity.WARN
-        ),
+        severity=(dg.AssetCheckSeverity.ERROR if verdict.blocking else dg.AssetCheckSeverity.WARN),
         description="\n".join(str(reason) for reason in verdict.reasons) or verdict.summary,
         metadata={
             "status": verdict.status,
@@ -133,17 +134,19 @@ def _prepared(shop: ShopAccess) -> Iterator[Shop]:
     owners=OWNERS,
     check_specs=_blocking("database_connection"),
     op_tags=_FIRST,
-    description=(
-        "Is the server there and fit? Primary or replica, versions of PostgreSQL and pgvector, "
-        "privileges, tables, columns and types, and the mapping of the shop's schema to aspect "
-        "texts. Creates what is missing of v2 and the bookkeeping once it passes."
-    ),
 )
 def database_connection(
     context: dg.AssetExecutionContext,
     shop: dg.ResourceParam[ShopAccess],
     recorder: dg.ResourceParam[Recorder],
-) -> dg.MaterializeResult[None]:
+) -> Verdicts:
+    """Whether the server is there and fit.
+
+    Primary or replica, versions of PostgreSQL and pgvector, privileges, tables, columns and types,
+    and the mapping of the shop's schema to aspect texts. Creates what is missing of v2 and the
+    bookkeeping once it passes.
+    """
+
     def look() -> Verdict:
         verdict = preflight.database_connection(database_facts(shop.settings), shop.settings)
         if not verdict.blocking:
@@ -151,7 +154,7 @@ def database_connection(
                 opened.prepare()
         return verdict
 
-    return _recorded("database_connection", look, context, recorder)
+    yield _recorded("database_connection", look, context, recorder)
 
 
 @dg.asset(
@@ -159,25 +162,26 @@ def database_connection(
     kinds={"huggingface"},
     owners=OWNERS,
     check_specs=_blocking("embedding_quota"),
-    description=(
-        "Is there something to embed with? For local models: files here and as pinned, and memory "
-        "enough to run them."
-    ),
 )
 def embedding_quota(
     context: dg.AssetExecutionContext,
     shop: dg.ResourceParam[ShopAccess],
     models: dg.ResourceParam[Models],
     recorder: dg.ResourceParam[Recorder],
-) -> dg.MaterializeResult[None]:
+) -> Verdicts:
+    """Whether there is something to embed with.
+
+    For local models: files here and as pinned, and memory enough to run them.
+    """
+
     def look() -> Verdict:
         facts = EmbeddingFacts(
-            models=_model_facts(shop.settings, models),
+            models=models.facts(shop.settings),
             free_memory_bytes=psutil.virtual_memory().available,
         )
         return preflight.embedding_quota(facts, shop.settings)
 
-    return _recorded("embedding_quota", look, context, recorder)
+    yield _recorded("embedding_quota", look, context, recorder)
 
 
 @dg.asset(
@@ -186,21 +190,23 @@ def embedding_quota(
     kinds={"postgres"},
     owners=OWNERS,
     check_specs=_blocking("product_count"),
-    description=(
-        "How much is there to do? Products in all, done, stale by aspect and why, distinct texts "
-        "still to embed, and texts that are empty."
-    ),
 )
 def product_count(
     context: dg.AssetExecutionContext,
     shop: dg.ResourceParam[ShopAccess],
     recorder: dg.ResourceParam[Recorder],
-) -> dg.MaterializeResult[None]:
+) -> Verdicts:
+    """How much there is to do.
+
+    Products in all, done, stale by aspect and why, distinct texts still to embed, and texts that
+    are empty.
+    """
+
     def look() -> Verdict:
         with _prepared(shop) as opened:
             return preflight.product_count(shop.counts(opened), opened.settings)
 
-    return _recorded("product_count", look, context, recorder)
+    yield _recorded("product_count", look, context, recorder)
 
 
 @dg.asset(
@@ -209,22 +215,24 @@ def product_count(
     kinds={"postgres"},
     owners=OWNERS,
     check_specs=_blocking("disk_space"),
-    description=(
-        "Does it fit? Bytes that the rows, indexes and write-ahead log will take, against what is "
-        "free where the server's data lies. What cannot be known is said to be unknown."
-    ),
 )
 def disk_space(
     context: dg.AssetExecutionContext,
     shop: dg.ResourceParam[ShopAccess],
     recorder: dg.ResourceParam[Recorder],
-) -> dg.MaterializeResult[None]:
+) -> Verdicts:
+    """Whether the vectors fit on the disk.
+
+    Bytes that the rows, indexes and write-ahead log will take, against what is free where the
+    server's data lies. What cannot be known is said to be unknown.
+    """
+
     def look() -> Verdict:
         with _prepared(shop) as opened:
             facts = disk_facts(opened.connection, opened.settings)
             return preflight.disk_space(facts, shop.counts(opened), opened.settings)
 
-    return _recorded("disk_space", look, context, recorder)
+    yield _recorded("disk_space", look, context, recorder)
 
 
 @dg.asset(
@@ -233,10 +241,6 @@ def disk_space(
     kinds={"postgres", "huggingface"},
     owners=OWNERS,
     check_specs=_blocking("canary"),
-    description=(
-        "The first products through the whole path, search included, and from their rate the time "
-        "that the rest will take. Writes their vectors, so it runs only where all else passes."
-    ),
 )
 def canary(
     context: dg.AssetExecutionContext,
@@ -244,13 +248,19 @@ def canary(
     shop: dg.ResourceParam[ShopAccess],
     models: dg.ResourceParam[Models],
     recorder: dg.ResourceParam[Recorder],
-) -> dg.MaterializeResult[None]:
+) -> Verdicts:
+    """The first products, taken through the whole path, search included.
+
+    Their rate tells how long the rest will take. It writes their vectors, so it runs only where all
+    else passes.
+    """
+
     def look() -> Verdict:
         with shop.open() as opened:
             facts = _canary_facts(opened, models, context, recorder, config.products)
         return preflight.canary(facts)
 
-    return _recorded("canary", look, context, recorder)
+    yield _recorded("canary", look, context, recorder)
 
 
 def _canary_facts(
@@ -260,9 +270,17 @@ def _canary_facts(
     recorder: Recorder,
     products: int,
 ) -> CanaryFacts:
-    loaded = models.load(shop.settings, recorder.line)
+    loaded = models.of(shop.settings, recorder.line)
     range_ = shop.catalogue.first_products(products)
+    needed = shop.catalogue.texts_to_embed(shop.settings.fingerprints, range_)
+    for model in loaded.values():
+        if needed.get(model.fingerprint):
+            # Loads the model now: its seconds say nothing of the rate.
+            model.embedder.count_tokens(["canary"])
     result = reingest_range(range_, shop=shop, models=loaded, run=context.run)
+    searches = {
+        aspect: search_for_own_vectors(shop, aspect, range_, sample=products) for aspect in Aspect
+    }
     return CanaryFacts(
         products=shop.catalogue.count(range_),
         embedded=result.embedded,
@@ -270,29 +288,10 @@ def _canary_facts(
         empty=result.empty,
         failed=result.failed,
         seconds=result.seconds,
-        found=found_by_own_vector(shop, range_),
+        found={
+            aspect: Found(looked=len(search.neighbours), found=search.found)
+            for aspect, search in searches.items()
+        },
         texts_left=shop.catalogue.texts_to_embed(shop.settings.fingerprints),
         rates=shop.embeddings.embedding_rates(),
     )
-
-
-def _model_facts(settings: Settings, models: Models) -> tuple[ModelFacts, ...]:
-    """One fact a model, with all the aspects that it serves."""
-    by_fingerprint: dict[str, list[Aspect]] = {}
-    for aspect in Aspect:
-        by_fingerprint.setdefault(settings.fingerprint(aspect), []).append(aspect)
-    facts = []
-    for aspects in by_fingerprint.values():
-        model = settings.aspects[aspects[0]]
-        files = models.find(settings, aspects[0])
-        facts.append(
-            ModelFacts(
-                model=model.model,
-                aspects=tuple(aspects),
-                source=files.source if files else None,
-                pinned=files.pinned if files else False,
-                bytes=files.bytes if files else 0,
-                problems=tuple(weights.verify(files)) if files else (),
-            )
-        )
-    return tuple(facts)

@@ -31,16 +31,15 @@ from ingestion_pipeline.report import CheckVerdict, Report
     owners=OWNERS,
     # Indexes and checks are ready to run at the same time as this; it reads what the checks say.
     op_tags={"dagster/priority": "-1"},
-    description=(
-        "What the last ingestion did: products, embedded, reused, failed, time, rate, tokens, "
-        "bytes, and what the checks say."
-    ),
 )
 def ingestion_report(
     context: dg.AssetExecutionContext,
     shop: dg.ResourceParam[ShopAccess],
     recorder: dg.ResourceParam[Recorder],
 ) -> dg.MaterializeResult[None]:
+    """What the last ingestion did: products, embedded, reused, failed, time, rate, tokens, bytes,
+    and what the checks say.
+    """
     with told_to_dagster(), shop.open() as opened:
         report = gathered(opened, context.instance, context.run)
     recorder.report(report)

@@ -6,9 +6,11 @@ for them, so that the definitions load on a machine that has none of the three.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import dagster as dg
@@ -17,11 +19,12 @@ from ingestion_pipeline.aspects import Aspect
 from ingestion_pipeline.database.inspection import CountFacts, count_facts
 from ingestion_pipeline.database.shop import Shop, open_shop
 from ingestion_pipeline.embedding import weights
-from ingestion_pipeline.embedding.embedder import Embedder
+from ingestion_pipeline.embedding.embedder import Embedder, Embeddings
 from ingestion_pipeline.orchestration.listener import Recorder
 from ingestion_pipeline.orchestration.runs import process_tag
+from ingestion_pipeline.preflight import ModelFacts
 from ingestion_pipeline.reingestion import AspectModel
-from ingestion_pipeline.settings import Settings, load_settings
+from ingestion_pipeline.settings import AspectSettings, Settings, load_settings
 
 
 class ShopAccess:
@@ -52,54 +55,87 @@ class ShopAccess:
 
 
 class Models(Protocol):
-    """Finds and loads the models that the settings name."""
+    """Inspects and gives the models that the settings name."""
 
-    def find(self, settings: Settings, aspect: Aspect) -> weights.ModelFiles | None:
-        """The files of an aspect's model on this machine; None where they are not here."""
+    def facts(self, settings: Settings) -> tuple[ModelFacts, ...]:
+        """What preflight judges of each model; fetches nothing."""
         ...
 
-    def load(
-        self, settings: Settings, report: Callable[[str], None]
-    ) -> Mapping[Aspect, AspectModel]:
-        """The model of each aspect, ready to work. Raises `WeightsError`."""
+    def of(self, settings: Settings, report: Callable[[str], None]) -> Mapping[Aspect, AspectModel]:
+        """The model of each aspect. `report` hears of what takes time."""
         ...
 
 
 class LocalModels:
-    """Models that run in this process; each is loaded once, since loading takes seconds."""
+    """Models that run in this process; each is loaded once, when its first text comes."""
 
     _loaded: ClassVar[dict[str, Embedder]] = {}
 
-    def find(self, settings: Settings, aspect: Aspect) -> weights.ModelFiles | None:
-        """The files of an aspect's model on this machine; None where they are not here."""
-        model = settings.aspects[aspect]
-        return weights.find(
-            model.model, revision=model.revision, path=model.path, cache=settings.model_cache
-        )
-
-    def load(
-        self, settings: Settings, report: Callable[[str], None]
-    ) -> Mapping[Aspect, AspectModel]:
-        """The model of each aspect; its files are fetched where they are missing, and verified."""
-        models = {}
+    def facts(self, settings: Settings) -> tuple[ModelFacts, ...]:
+        """One fact a model, with all the aspects that it serves; reads files, to verify them."""
+        served: dict[str, list[Aspect]] = {}
         for aspect in Aspect:
-            fingerprint = settings.fingerprint(aspect)
+            served.setdefault(settings.fingerprint(aspect), []).append(aspect)
+        return tuple(_facts(settings, tuple(aspects)) for aspects in served.values())
+
+    def of(self, settings: Settings, report: Callable[[str], None]) -> Mapping[Aspect, AspectModel]:
+        """The model of each aspect; working with one raises `WeightsError` if it is not to be had.
+
+        Files are fetched where they are missing, and verified.
+        """
+        return {aspect: self._model(settings, aspect, report) for aspect in Aspect}
+
+    def _model(
+        self, settings: Settings, aspect: Aspect, report: Callable[[str], None]
+    ) -> AspectModel:
+        fingerprint, model = settings.fingerprint(aspect), settings.aspects[aspect]
+
+        def load() -> Embedder:
             if fingerprint not in self._loaded:
-                self._loaded[fingerprint] = _loaded(settings, aspect, report)
-            models[aspect] = AspectModel(fingerprint, self._loaded[fingerprint])
-        return models
+                self._loaded[fingerprint] = _load(model, settings.model_cache, report)
+            return self._loaded[fingerprint]
+
+        return AspectModel(fingerprint, LazyEmbedder(model.dimensions, load))
 
 
-def _loaded(settings: Settings, aspect: Aspect, report: Callable[[str], None]) -> Embedder:
+@dataclass(frozen=True)
+class LazyEmbedder:
+    """An embedder that is made when its first text comes: a run without texts loads no model."""
+
+    dimensions: int
+    load: Callable[[], Embedder]
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """As the embedder counts them."""
+        return self.load().count_tokens(texts) if texts else []
+
+    def embed(self, texts: Sequence[str]) -> Embeddings:
+        """As the embedder does."""
+        return self.load().embed(texts)
+
+
+def _facts(settings: Settings, aspects: tuple[Aspect, ...]) -> ModelFacts:
+    model = settings.aspects[aspects[0]]
+    files = weights.find(
+        model.model, revision=model.revision, path=model.path, cache=settings.model_cache
+    )
+    if files is None:
+        return ModelFacts(model.model, aspects, source=None, pinned=False, bytes=0)
+    return ModelFacts(
+        model.model,
+        aspects,
+        source=files.source,
+        pinned=files.pinned,
+        bytes=files.bytes,
+        problems=tuple(weights.verify(files)),
+    )
+
+
+def _load(model: AspectSettings, cache: Path, report: Callable[[str], None]) -> Embedder:
     from ingestion_pipeline.embedding.sentence_transformer import SentenceTransformerEmbedder
 
-    model = settings.aspects[aspect]
     files = weights.fetch(
-        model.model,
-        revision=model.revision,
-        path=model.path,
-        cache=settings.model_cache,
-        report=report,
+        model.model, revision=model.revision, path=model.path, cache=cache, report=report
     )
     report(f"Loading {model.model}.")
     return SentenceTransformerEmbedder(

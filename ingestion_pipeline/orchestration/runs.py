@@ -1,4 +1,4 @@
-"""What a Dagster run carries beside its work: whose it is, which process does it, how it is stopped.
+"""What a Dagster run carries beside its work: whose it is, its process, how it is stopped.
 
 What the runs do stands in the assets.
 """
@@ -104,5 +104,3 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in zip(signals, handlers, strict=True):
             signal.signal(number, handler)
-
-

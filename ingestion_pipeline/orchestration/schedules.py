@@ -21,6 +21,7 @@ from ingestion_pipeline.settings import load_settings
 def nightly(
     context: dg.ScheduleEvaluationContext, shop: dg.ResourceParam[ShopAccess]
 ) -> dg.SkipReason | list[dg.RunRequest]:
+    """One run for each few neighbouring ranges with something stale."""
     with shop.open() as opened:
         opened.prepare()
         settings = opened.settings

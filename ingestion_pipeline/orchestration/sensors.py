@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from ingestion_pipeline.orchestration.failures import unfinished_ranges
+from ingestion_pipeline.orchestration.failures import range_states
 from ingestion_pipeline.orchestration.jobs import finish
 from ingestion_pipeline.orchestration.partitions import is_over_ranges, keys_in_order
 from ingestion_pipeline.orchestration.runs import INVOCATION_TAG, SOURCE_TAG, invocation_of
@@ -21,12 +21,14 @@ from ingestion_pipeline.orchestration.runs import INVOCATION_TAG, SOURCE_TAG, in
 def after_the_ranges(
     context: dg.RunStatusSensorContext,
 ) -> dg.SkipReason | dg.RunRequest:
+    """Ask for `finish` once no range is left to do."""
     run = context.dagster_run
     if not is_over_ranges(run):
         return dg.SkipReason("The run was not over ranges.")
-    unfinished = unfinished_ranges(context.instance, keys_in_order(context.instance))
-    if unfinished:
-        return dg.SkipReason(f"{len(unfinished)} ranges are still to do.")
+    states = range_states(context.instance, keys_in_order(context.instance))
+    to_do = sum(state != "done" for state in states.values())
+    if to_do:
+        return dg.SkipReason(f"{to_do} ranges are still to do.")
     invocation = invocation_of(run)
     return dg.RunRequest(
         run_key=f"finish {invocation}",
