@@ -13,17 +13,22 @@ _DAY = 24 * _HOUR
 class Progress:
     """A moment of a run.
 
-    `done` and `total` count products with something to do; `failed` counts failed products among
-    those done; `seconds` is the time since the first of them; `embedded` and `reused` count
-    vectors.
+    `done` and `total` count products with something to do, one that is half done as half a product;
+    `failed` counts failed products among those done; `seconds` is the time since the first of them;
+    `embedded` and `reused` count vectors.
     """
 
-    done: int
+    done: float
     total: int
     failed: int
     seconds: float
     embedded: int = 0
     reused: int = 0
+
+    @property
+    def products_done(self) -> int:
+        """Whole products; sums of parts that are a hair below one count as one."""
+        return int(self.done + 1e-6)
 
     @property
     def share(self) -> float:
@@ -42,11 +47,11 @@ class Progress:
 
     def __str__(self) -> str:
         # Rounded down: 100% is said when all is done, and not before.
-        percent = int(self.share * 100 + 1e-9)
-        parts = [f"{self.done:,}/{self.total:,} products", f"{percent}%"]
+        percent = int(self.share * 100 + 1e-6)
+        parts = [f"{self.products_done:,}/{self.total:,} products", f"{percent}%"]
         if self.rate is not None:
             parts.append(f"{self.rate:.1f}/s")
-        if self.remaining_seconds is not None and self.done < self.total:
+        if self.remaining_seconds is not None and self.products_done < self.total:
             parts.append(f"{duration(self.remaining_seconds)} left")
         parts.append(f"{self.failed:,} failed")
         return " · ".join(parts)

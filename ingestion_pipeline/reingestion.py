@@ -126,9 +126,13 @@ class RangeResult:
 
 @dataclass(frozen=True)
 class RangeStep:
-    """What one commit added: products finished, products that failed, vectors by their origin."""
+    """What one commit added: products that failed, vectors by their origin, and products' worth.
 
-    products: int
+    A product's aspects may be committed in different batches: `products` counts each as its share,
+    so that progress is even although no product of a page may be finished yet.
+    """
+
+    products: float
     failed_products: int
     embedded: int
     reused: int
@@ -179,16 +183,19 @@ class _Tally:
     """What a range has come to so far, and what is unfinished of the page at hand."""
 
     result: RangeResult = field(default_factory=RangeResult)
+    aspects: dict[ProductId, int] = field(default_factory=dict)
     unfinished: dict[ProductId, int] = field(default_factory=dict)
     failed_products: set[ProductId] = field(default_factory=set)
 
     def begin(self, page: Sequence[StaleText]) -> None:
-        self.unfinished = {}
+        self.aspects = {}
         for stale in page:
-            self.unfinished[stale.product_id] = self.unfinished.get(stale.product_id, 0) + 1
+            self.aspects[stale.product_id] = self.aspects.get(stale.product_id, 0) + 1
+        self.unfinished = dict(self.aspects)
 
     def add(self, written: Sequence[AspectResult], outdated: int, spend: Spend) -> RangeStep:
         finished = 0
+        worth = 0.0
         failed_before = len(self.failed_products)
         counts = dict.fromkeys(Outcome, 0)
         for result in written:
@@ -196,6 +203,7 @@ class _Tally:
             product_id = result.stale.product_id
             if result.outcome is Outcome.FAILED:
                 self.failed_products.add(product_id)
+            worth += 1 / self.aspects[product_id]
             self.unfinished[product_id] -= 1
             finished += self.unfinished[product_id] == 0
         before = self.result
@@ -211,7 +219,7 @@ class _Tally:
             tokens=before.tokens + spend.tokens,
         )
         return RangeStep(
-            products=finished,
+            products=worth,
             failed_products=len(self.failed_products) - failed_before,
             embedded=counts[Outcome.EMBEDDED],
             reused=counts[Outcome.REUSED],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ingestion_pipeline.cli import main_job, models, terminal
 from ingestion_pipeline.cli import search as searching
-from ingestion_pipeline.cli.environment import data_directory_of, prepare
+from ingestion_pipeline.cli.environment import data_directory_of, database_url, prepare
 from ingestion_pipeline.database.connection import connect
 from ingestion_pipeline.database.products_table import V1, V2
 from ingestion_pipeline.database.queries import Queries
@@ -72,9 +72,7 @@ def _database(listener: RunListener) -> Settings:
 def _make_shop(settings: Settings, listener: RunListener) -> None:
     names = settings.catalogue
     queries = Queries(tables={"products": names.products, V1: names.v1, V2: names.v2})
-    url = settings.database_url
-    assert url is not None  # noqa: S101 - `prepare` found or started one
-    with connect(url.get_secret_value()) as connection:
+    with connect(database_url(settings)) as connection:
         shop = SampleShop(connection, queries)
         made = shop.create()
         listener.line(f"{made:,} products made" if made else "it is there already")

@@ -74,16 +74,28 @@ def prepare(
     return Environment(load_settings(), embedded, variables)
 
 
+def reach(settings: Settings) -> None:
+    """Raise what keeps the shop's database from answering, before Dagster's seconds of import."""
+    from ingestion_pipeline.database.connection import connect
+
+    connect(database_url(settings)).close()
+
+
+def database_url(settings: Settings) -> str:
+    """The shop's URL, password and all; `prepare` gave or found one."""
+    if settings.database_url is None:
+        raise SettingsError("DATABASE_URL is not set.")
+    return settings.database_url.get_secret_value()
+
+
 def data_directory_of(settings: Settings) -> Path:
     """Where the embedded server's data lie."""
     return settings.home / "postgres"
 
 
-def workspace_file(dagster_home: Path) -> Path:
-    """Write the workspace file for `dagster dev` and return its path."""
-    file = dagster_home / "workspace.yaml"
-    file.write_text(_WORKSPACE, encoding="utf-8")
-    return file
+def workspace_file(settings: Settings) -> Path:
+    """What `dagster dev --workspace` loads; there once `prepare` has seen to Dagster."""
+    return settings.home / "workspace.yaml"
 
 
 def _started(data_directory: Path, report: Callable[[str], None]) -> LocalServer:
@@ -124,6 +136,8 @@ def _dagster_variables(
     settings: Settings, data_directory: Path, report: Callable[[str], None]
 ) -> dict[str, str]:
     variables: dict[str, str] = {}
+    settings.home.mkdir(parents=True, exist_ok=True)
+    workspace_file(settings).write_text(_WORKSPACE, encoding="utf-8")
     storage = os.environ.get("DAGSTER_PG_URL")
     if not storage:
         server = _started(data_directory, report)
@@ -143,7 +157,7 @@ def _dagster_variables(
             )
         return variables
     folder = settings.home / "dagster"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     _link_dagster_yaml(folder / "dagster.yaml")
     return variables | {"DAGSTER_HOME": str(folder)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ingestion_pipeline.cli import terminal
-from ingestion_pipeline.cli.environment import Environment, prepare
+from ingestion_pipeline.cli.environment import Environment, database_url, prepare
 from ingestion_pipeline.cli.exit_codes import ExitCode
 from ingestion_pipeline.database.catalogue_file import CatalogueFile, read
 from ingestion_pipeline.database.connection import connect
@@ -24,9 +24,7 @@ def load(file: Path, *, table: str | None, replace: bool, yes: bool, as_json: bo
     environment = prepare(report=terminal.note)
     settings = environment.settings
     target = _checked(table) if table else settings.catalogue.products
-    url = settings.database_url
-    assert url is not None  # noqa: S101 - `prepare` found or started one
-    with connect(url.get_secret_value()) as connection:
+    with connect(database_url(settings)) as connection:
         products = ProductsTable(
             connection,
             _queries(settings, target),
@@ -51,7 +49,7 @@ def load(file: Path, *, table: str | None, replace: bool, yes: bool, as_json: bo
             }
         )
         return ExitCode.OK
-    terminal.say(f"{len(catalogue):,} products loaded from {file} into {target}")
+    terminal.say(f"{terminal.counted(len(catalogue), 'product')} loaded from {file} into {target}")
     terminal.say()
     rows = [
         (column.name, column.type, _filled(catalogue, column.name)) for column in catalogue.columns

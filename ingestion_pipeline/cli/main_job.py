@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from ingestion_pipeline.cli import terminal
-from ingestion_pipeline.cli.environment import prepare
+from ingestion_pipeline.cli.checks import holds
+from ingestion_pipeline.cli.environment import prepare, reach
 from ingestion_pipeline.cli.exit_codes import ExitCode
 from ingestion_pipeline.errors import PreflightError
 from ingestion_pipeline.settings import Settings
@@ -31,6 +32,7 @@ def retry(*, as_json: bool) -> int:
 
 def _run(*, limit: int | None, ranges: Literal["stale", "failed"], as_json: bool) -> int:
     settings = prepare(dagster=True, report=terminal.note).settings
+    reach(settings)
     with terminal.RunListener(as_json=as_json) as listener:
         try:
             outcome = run(settings, listener, limit=limit, ranges=ranges)
@@ -81,7 +83,7 @@ def code_of(outcome: IngestOutcome) -> ExitCode:
     """The gravest thing that happened; what failed explains what the checks miss."""
     if outcome.failed_ranges:
         return ExitCode.INCOMPLETE
-    if any(check.status == "fail" for check in outcome.checks):
+    if not holds(outcome.checks):
         return ExitCode.VERIFICATION
     if outcome.report is not None and outcome.report.failed_products:
         return ExitCode.INCOMPLETE
@@ -95,7 +97,7 @@ def as_dict(outcome: IngestOutcome) -> dict[str, Any]:
         "up_to_date": outcome.up_to_date,
         "report": outcome.report.as_dict() if outcome.report else None,
         "verdicts": [verdict.as_dict() for verdict in outcome.verdicts],
-        "checks": [terminal.check_as_dict(check) for check in outcome.checks],
+        "checks": [check.as_dict() for check in outcome.checks],
         "failed_ranges": [{"key": key, "reason": why} for key, why in outcome.failed_ranges],
     }
 
@@ -131,7 +133,7 @@ def _next_steps(outcome: IngestOutcome, limit: int | None) -> list[str]:
         return ["`ingest` takes the rest."]
     if outcome.failed_ranges:
         return ["`ingest retry` runs the failed ranges again, once the reasons are mended."]
-    if any(check.status == "fail" for check in outcome.checks):
+    if not holds(outcome.checks):
         return ["`ingest status` says what is left; `ingest verify` looks again."]
     if outcome.report is not None and outcome.report.failed_products:
         return ["`ingest failures` says which products failed, and why."]

@@ -81,7 +81,7 @@ def as_dict(text: str, hits: list[Hit]) -> dict[str, object]:
 
 
 def _variants(number: int) -> str:
-    return f" +{number} variant{'s' if number > 1 else ''}" if number else ""
+    return f" +{terminal.counted(number, 'variant')}" if number else ""
 
 
 def _similarity(part: float | None) -> str:

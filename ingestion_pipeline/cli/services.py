@@ -62,21 +62,34 @@ def up(*, port: int) -> int:
     """Become `dagster dev`; the embedded server goes on when it ends."""
     _check_free(port)
     environment = prepare(dagster=True, report=terminal.note)
-    dagster_home = Path(os.environ["DAGSTER_HOME"])
-    terminal.say(f"Dagster UI   http://{LOOPBACK}:{port}")
+    _end_orphaned_runs()
+    terminal.say(f"Dagster UI   http://{LOOPBACK}:{port}   (in some ten seconds)")
     terminal.say(f"Database     {_shown(environment.embedded)}")
-    terminal.say(f"Dagster      {dagster_home}")
+    terminal.say(f"Dagster      {os.environ['DAGSTER_HOME']}")
     terminal.say()
     terminal.say("Ctrl-C stops the UI. `ingest down` stops the embedded PostgreSQL.", style="dim")
     sys.stdout.flush()
     os.execv(  # noqa: S606 - Dagster takes this process over, and with it Ctrl-C
         sys.executable,
         [
-            *(sys.executable, "-m", "dagster", "dev"),
-            *("--workspace", str(workspace_file(dagster_home))),
+            # Its advice to use another tool is of no use to whoever runs this.
+            *(sys.executable, "-W", "ignore:Function `dev_command` is superseded"),
+            *("-m", "dagster", "dev", "--log-level", "warning"),
+            *("--workspace", str(workspace_file(environment.settings))),
             *("--host", LOOPBACK, "--port", str(port)),
         ],
     )
+
+
+def _end_orphaned_runs() -> None:
+    """Runs of a deployment that was killed would look alive in the UI for ever."""
+    from ingestion_pipeline.orchestration.in_process import end_orphaned_runs
+
+    orphans = end_orphaned_runs()
+    if orphans:
+        terminal.note(
+            f"{terminal.counted(len(orphans), 'run')} marked as failed: the process is gone"
+        )
 
 
 def _shown(embedded: bool) -> str:

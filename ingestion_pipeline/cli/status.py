@@ -11,7 +11,7 @@ from typing import Any
 
 from ingestion_pipeline.aspects import Aspect
 from ingestion_pipeline.cli import terminal
-from ingestion_pipeline.cli.environment import prepare
+from ingestion_pipeline.cli.environment import database_url, prepare
 from ingestion_pipeline.cli.exit_codes import ExitCode
 from ingestion_pipeline.database.catalogue import AspectCount, RangeProgress
 from ingestion_pipeline.database.connection import connect, database_errors
@@ -140,11 +140,9 @@ def status(*, watch: bool, as_json: bool) -> int:
 
 def look(settings: Settings) -> Status:
     """Read the status; raises where the database does not answer."""
-    url = settings.database_url
-    assert url is not None  # noqa: S101 - `prepare` found or started one
     names = settings.catalogue
     tables = {"products": names.products, V1: names.v1, V2: names.v2}
-    with connect(url.get_secret_value()) as connection:
+    with connect(database_url(settings)) as connection:
         if not ProductsTable(connection, Queries(tables=tables)).exists():
             return Status(products=None)
         shop = shop_on(connection, settings)
@@ -192,7 +190,8 @@ def _show(seen: Status, settings: Settings) -> None:
     if seen.products is None:
         terminal.say(f"There is no table {table} in this database yet.")
     elif not seen.prepared:
-        terminal.say(f"{table} has {seen.products:,} products, and nothing was prepared yet.")
+        products = terminal.counted(seen.products, "product")
+        terminal.say(f"{table} has {products}, and nothing was prepared yet.")
     else:
         done = seen.products - seen.stale_products - seen.failed_products
         share = done / seen.products if seen.products else 1.0

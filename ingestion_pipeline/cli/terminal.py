@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cache
@@ -82,6 +83,11 @@ def print_json(document: object) -> None:
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 product`, `2,766 products`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def columns(rows: Iterable[Sequence[object]], *, right: Collection[int] = ()) -> list[str]:
     """Rows as lines of aligned columns, two spaces apart; those in `right` are flush right."""
     from rich.cells import cell_len
@@ -115,19 +121,16 @@ def judged(status: str, name: str, text: str, *, stderr: bool = False) -> None:
     line = Text.assemble((mark, style), f" {name:<28} ", first)
     console(stderr=stderr).print(line)
     for other in others:
-        say(f"    {other}", stderr=stderr)
+        for part in _wrapped(other, console(stderr=stderr), indent=4):
+            say(part, stderr=stderr)
 
 
-def check_as_dict(result: CheckResult) -> dict[str, object]:
-    """A check's result for JSON."""
-    return {
-        "name": result.name,
-        "status": result.status,
-        "summary": result.summary,
-        "count": result.count,
-        "sample": list(result.sample),
-        "facts": dict(result.facts),
-    }
+def _wrapped(text: str, to: Console, *, indent: int) -> list[str]:
+    """Indented lines, broken where a terminal would break them; elsewhere one line is one line."""
+    space = " " * indent
+    if not to.is_terminal:
+        return [space + text]
+    return textwrap.wrap(text, to.width, initial_indent=space, subsequent_indent=space) or [""]
 
 
 class RunListener:

@@ -89,7 +89,7 @@ class _Meter:
     recorder: Recorder
     started: float = field(default_factory=time.monotonic)
     last_line: float = field(default_factory=time.monotonic)
-    done: int = 0
+    done: float = 0.0
     failed: int = 0
     embedded: int = 0
     reused: int = 0
@@ -102,14 +102,14 @@ class _Meter:
         now = time.monotonic()
         progress = Progress(
             done=self.done,
-            total=max(self.total, self.done),
+            total=max(self.total, round(self.done)),
             failed=self.failed,
             seconds=now - self.started,
             embedded=self.embedded,
             reused=self.reused,
         )
         self.recorder.progress(progress)
-        if now - self.last_line >= _SECONDS_BETWEEN_LOG_LINES or self.done >= self.total:
+        if now - self.last_line >= _SECONDS_BETWEEN_LOG_LINES or progress.products_done >= self.total:
             self.last_line = now
             self.context.log.info(str(progress))
 

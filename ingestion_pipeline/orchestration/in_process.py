@@ -126,6 +126,12 @@ def run_verify(settings: Settings, listener: Listener) -> list[CheckResult]:
         return terminal.recorder.checks
 
 
+def end_orphaned_runs() -> list[str]:
+    """Mark the runs as failed that a killed deployment left as if at work; returns their ids."""
+    with _instance() as instance:
+        return fail_orphaned_runs(instance)
+
+
 @dataclass
 class _Terminal:
     """One invocation: its runs share a name, a recorder and an instance."""

@@ -177,9 +177,7 @@ def _descriptions(*texts: str | None) -> Texts:
 
 
 def test_every_aspect_is_embedded_by_its_own_model_and_counted() -> None:
-    shop = Shop(
-        {(id_, aspect): f"{id_} {aspect}" for id_ in ("a", "b") for aspect in Aspect}
-    )
+    shop = Shop({(id_, aspect): f"{id_} {aspect}" for id_ in ("a", "b") for aspect in Aspect})
     worker = Worker(shop)
     result = worker.work()
     assert sorted(worker.embedders["large"].texts) == [
@@ -470,7 +468,11 @@ def test_a_text_edited_meanwhile_is_done_in_the_same_run() -> None:
 
 def test_a_product_deleted_meanwhile_is_dropped_without_a_word() -> None:
     shop = Shop(_descriptions("one", "two"))
-    shop.meanwhile = lambda texts: texts.pop((1, Aspect.DESCRIPTION), None) and None
+
+    def delete(texts: Texts) -> None:
+        texts.pop((1, Aspect.DESCRIPTION), None)
+
+    shop.meanwhile = delete
     result = Worker(shop).work()
     assert set(shop.settled) == {(2, Aspect.DESCRIPTION)}
     assert (result.products, result.outdated) == (1, 0)

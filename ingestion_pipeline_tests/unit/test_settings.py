@@ -157,9 +157,7 @@ def test_an_aspect_keeps_the_defaults_of_what_it_does_not_name(tmp_path: Path) -
     assert settings.aspects[Aspect.USAGE].revision == defaults.aspects[Aspect.USAGE].revision
     assert settings.aspects[Aspect.DESCRIPTION] == defaults.aspects[Aspect.DESCRIPTION]
     changed = [
-        aspect
-        for aspect in Aspect
-        if settings.fingerprint(aspect) != defaults.fingerprint(aspect)
+        aspect for aspect in Aspect if settings.fingerprint(aspect) != defaults.fingerprint(aspect)
     ]
     assert changed == [Aspect.USAGE]
 
@@ -254,17 +252,16 @@ def test_a_file_that_is_not_there_is_named_and_nothing_else_is_read(
 ) -> None:
     (tmp_path / "ingestion.toml").write_text("")
     missing = tmp_path / "missing.toml"
-    with pytest.raises(SettingsError, match="missing.toml"):
-        if place == "argument":
-            load_settings(missing, {})
-        else:
-            load_settings(environ={"INGESTION_SETTINGS": str(missing)})
+    file = missing if place == "argument" else None
+    environ = {"INGESTION_SETTINGS": str(missing)} if place == "environment" else {}
+    with pytest.raises(SettingsError, match=r"missing\.toml"):
+        load_settings(file, environ)
 
 
 def test_settings_cannot_be_changed_once_read() -> None:
     settings = load_settings(environ={})
     with pytest.raises(ValidationError):
-        settings.work.lease_seconds = 1  # type: ignore[misc]
+        settings.work.lease_seconds = 1
 
 
 def test_the_password_is_in_no_rendering_of_the_settings() -> None:

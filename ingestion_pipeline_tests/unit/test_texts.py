@@ -17,8 +17,10 @@ TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 SHOP_TEXT = st.lists(
     st.sampled_from(
         [
-            "<b>", "</b>", "<br/>", "<p class='a > b'>", "<!-- note -->", "<!--", "-->", "<![if x]>",
-            "<![endif]-->", "<![foo[", "<![CDATA[", "]]>", "<!DOCTYPE html>", "<?xml version='1.0'?>",
+            "<b>", "</b>", "<br/>", "<p class='a > b'>", "<!-- note -->", "<!--", "-->",
+            "<![if x]>",
+            "<![endif]-->", "<![foo[", "<![CDATA[", "]]>", "<!DOCTYPE html>",
+            "<?xml version='1.0'?>",
             "<script>var x = '<b>';</script>", "<style>p { color: red }</style>", "<script>", "<",
             ">", "< 5", "<3", "&", "&amp;", "&lt;b&gt;", "&amp;lt;", "&lt", "&#0;", "&#xD800;",
             "&#60;", "&nbsp;", "&foo;", "\x00", "\ud800", "\n", "\t", "  ", "\N{NO-BREAK SPACE}",
