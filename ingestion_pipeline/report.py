@@ -28,7 +28,8 @@ class CheckVerdict:
 class Report:
     """One invocation in numbers.
 
-    `products` are all in the catalogue, `processed` those that the invocation wrote. `embedded`,
+    `products` are all in the catalogue, `processed` those that the invocation wrote, `left` those
+    with something still to do. `embedded`,
     `reused`, `empty` and `failed` count the aspects written; `failed_products` are all that stand
     in `ingestion.failed_products` at the end. `seconds` is the time from the first run's start,
     `model_seconds` the time spent in models. `cost` is None where nobody bills.
@@ -37,6 +38,7 @@ class Report:
     invocation: str
     products: int
     processed: int
+    left: int
     embedded: int
     reused: int
     empty: int
@@ -53,8 +55,8 @@ class Report:
 
     @property
     def skipped(self) -> int:
-        """Products that were up to date already, or are left to do."""
-        return max(self.products - self.processed, 0)
+        """Products that were up to date already."""
+        return max(self.products - self.processed - self.left, 0)
 
     @property
     def embeddings_per_second(self) -> float | None:
@@ -64,11 +66,12 @@ class Report:
     @property
     def headline(self) -> str:
         """The report in a sentence."""
-        if not self.processed:
+        if not self.processed and not self.left:
             return f"All {self.products:,} products were up to date: nothing was embedded."
+        left = f" {self.left:,} products are left to do." if self.left else ""
         return (
             f"{self.processed:,} of {self.products:,} products in {duration(self.seconds)}: "
-            f"{self.embedded:,} texts embedded, {self.reused:,} vectors reused."
+            f"{self.embedded:,} texts embedded, {self.reused:,} vectors reused.{left}"
         )
 
     def rows(self) -> list[tuple[str, str]]:
@@ -77,7 +80,8 @@ class Report:
         rows = [
             ("Products", f"{self.products:,}"),
             ("Processed", f"{self.processed:,}"),
-            ("Skipped (nothing new)", f"{self.skipped:,}"),
+            ("Up to date before", f"{self.skipped:,}"),
+            ("Left to do", f"{self.left:,}"),
             ("Texts embedded", f"{self.embedded:,}"),
             ("Vectors reused", f"{self.reused:,}"),
             ("Aspects without text", f"{self.empty:,}"),

@@ -21,6 +21,7 @@ from ingestion_pipeline.orchestration.runs import (
     runs_of,
     told_to_dagster,
 )
+from ingestion_pipeline.ranges import EVERYTHING
 from ingestion_pipeline.report import CheckVerdict, Report
 
 
@@ -65,6 +66,7 @@ def gathered(shop: Shop, instance: dg.DagsterInstance, run: dg.DagsterRun) -> Re
         invocation=invocation,
         products=shop.catalogue.count(),
         processed=shop.embeddings.products_of(invocation),
+        left=_stale_products(shop),
         embedded=spend.embedded if spend else 0,
         reused=spend.reused if spend else 0,
         empty=spend.empty if spend else 0,
@@ -79,6 +81,12 @@ def gathered(shop: Shop, instance: dg.DagsterInstance, run: dg.DagsterRun) -> Re
         index_bytes=index_bytes,
         checks=_latest_checks(instance),
     )
+
+
+def _stale_products(shop: Shop) -> int:
+    ranges = [("", EVERYTHING)]
+    [catalogue] = shop.catalogue.range_progress(ranges, shop.settings.fingerprints)
+    return catalogue.stale_products
 
 
 def _seconds(instance: dg.DagsterInstance, invocation: str) -> float:

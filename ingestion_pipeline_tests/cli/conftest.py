@@ -14,10 +14,15 @@ from unittest import mock
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from ingestion_pipeline.cli import app
 from ingestion_pipeline.database.local_server import LocalServer
 
+VARIABLES = (
+    *("DATABASE_URL", "DAGSTER_HOME", "DAGSTER_PG_URL"),
+    *("INGESTION_SETTINGS", "INGESTION_DEBUG"),
+)
 PROGRAM = Path(sys.executable).parent / "ingest"
 
 
@@ -39,18 +44,16 @@ Ingest = Callable[..., Answer]
 
 
 @pytest.fixture
-def environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dagster_home: Path
-) -> Iterator[Path]:
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A home and a working directory of this test's own; restored, whatever a command exports.
 
-    DATABASE_URL is not set, and Dagster's storage is this test's own.
+    Neither database nor Dagster is set; a test that needs Dagster uses `dagster_home`.
     """
     folder = tmp_path / "shop"
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("INGESTION_HOME", str(tmp_path / "home"))
-    for name in ("DATABASE_URL", "INGESTION_SETTINGS", "INGESTION_DEBUG"):
+    for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     with mock.patch.dict(os.environ):
         yield folder
@@ -93,13 +96,15 @@ def shop_url(database_url: str, environment: Path, monkeypatch: pytest.MonkeyPat
 def embedded(
     server: LocalServer, environment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[LocalServer]:
-    """The session's server, as the embedded one of the command; its `ecommerce` goes afterwards."""
+    """The session's server, as the embedded one of the command; its databases go afterwards."""
     monkeypatch.setenv("INGESTION_HOME", str(server.data_directory.parent))
     try:
         yield server
     finally:
         with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-            connection.execute("DROP DATABASE IF EXISTS ecommerce WITH (FORCE)")
+            for name in ("ecommerce", "dagster"):
+                drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
+                connection.execute(drop.format(sql.Identifier(name)))
 
 
 @pytest.fixture

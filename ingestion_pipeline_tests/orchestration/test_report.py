@@ -11,6 +11,7 @@ REPORT = Report(
     invocation="a",
     products=1_000,
     processed=400,
+    left=50,
     embedded=900,
     reused=280,
     empty=20,
@@ -28,7 +29,7 @@ REPORT = Report(
 
 
 def test_a_report_says_what_was_done_and_what_was_left_alone() -> None:
-    assert REPORT.skipped == 600
+    assert REPORT.skipped == 550
     assert REPORT.embeddings_per_second == 15.0
     assert "400 of 1,000 products in 1 min 15 s" in REPORT.headline
     rows = dict(REPORT.rows())
@@ -38,10 +39,17 @@ def test_a_report_says_what_was_done_and_what_was_left_alone() -> None:
 
 
 def test_a_report_of_nothing_says_that_nothing_was_embedded() -> None:
-    idle = Report(**{**vars(REPORT), "processed": 0, "embedded": 0, "model_seconds": 0.0})
+    idle = Report(**{**vars(REPORT), "processed": 0, "left": 0, "embedded": 0})
 
     assert "nothing was embedded" in idle.headline
     assert idle.embeddings_per_second is None
+
+
+def test_a_report_does_not_call_a_catalogue_up_to_date_that_is_not() -> None:
+    stuck = Report(**{**vars(REPORT), "processed": 0, "left": 1_000, "embedded": 0})
+
+    assert "up to date" not in stuck.headline
+    assert "1,000 products are left to do" in stuck.headline
 
 
 def test_names_of_products_cannot_break_the_markdown() -> None:
