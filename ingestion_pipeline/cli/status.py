@@ -67,6 +67,11 @@ class Status:
         """Products with an aspect that could not be embedded."""
         return sum(range_.failed_products for range_ in self.ranges)
 
+    @property
+    def done_products(self) -> int:
+        """Products of which every aspect is as it should be."""
+        return sum(map(_done, self.ranges))
+
     def next_steps(self) -> list[str]:
         """What to run next, most useful first."""
         if not self.products:
@@ -89,9 +94,7 @@ class Status:
         return {
             "products": self.products,
             "prepared": self.prepared,
-            "done_products": None
-            if self.products is None
-            else self.products - self.stale_products - self.failed_products,
+            "done_products": self.done_products,
             "stale_products": self.stale_products,
             "failed_products": self.failed_products,
             "aspects": _by_aspect(self.aspects),
@@ -175,6 +178,11 @@ def _look(shop: Shop) -> Status:
     )
 
 
+def _done(range_: RangeProgress) -> int:
+    # A product may be stale by one aspect and failed by another: never claim more than is done.
+    return max(range_.products - range_.stale_products - range_.failed_products, 0)
+
+
 def _by_aspect(counts: tuple[AspectCount, ...]) -> dict[str, dict[str, int]]:
     by_aspect: dict[str, dict[str, int]] = {aspect.value: {} for aspect in Aspect}
     for count in counts:
@@ -193,10 +201,10 @@ def _show(seen: Status, settings: Settings) -> None:
         products = terminal.counted(seen.products, "product")
         terminal.say(f"{table} has {products}, and nothing was prepared yet.")
     else:
-        done = seen.products - seen.stale_products - seen.failed_products
-        share = done / seen.products if seen.products else 1.0
+        done = seen.done_products
+        share = done * 100 // seen.products if seen.products else 100  # down: 100% means all
         terminal.say(
-            f"{settings.catalogue.v2}: {done:,} of {seen.products:,} products done ({share:.0%})",
+            f"{settings.catalogue.v2}: {done:,} of {seen.products:,} products done ({share}%)",
             style="bold",
         )
         _show_aspects(seen)
@@ -225,11 +233,9 @@ def _show_ranges(seen: Status) -> None:
     finished = [r for r in seen.ranges if r not in unfinished]
     shown = [*unfinished, *finished][:RANGES_SHOWN]
     rows: list[tuple[str, ...]] = [
-        _range_row(
+        _row(
             range_.key,
-            range_.products,
-            range_.stale_products,
-            range_.failed_products,
+            (range_.products, _done(range_), range_.stale_products, range_.failed_products),
             "at work" if range_.key in seen.working else "",
         )
         for range_ in seen.ranges
@@ -240,14 +246,13 @@ def _show_ranges(seen: Status) -> None:
         unfinished_left_out = max(len(unfinished) - len(shown), 0)
         note = f"{unfinished_left_out:,} not done" if unfinished_left_out else "all done"
         rows.append((f"{left_out:,} more ranges, {note}", "", "", "", "", ""))
-    total = _range_row("in all", seen.products or 0, seen.stale_products, seen.failed_products, "")
+    totals = (seen.products or 0, seen.done_products, seen.stale_products, seen.failed_products)
     terminal.say()
     header = ("range of product ids", "products", "done", "stale", "failed", "")
-    terminal.table(header, [*rows, total], right={1, 2, 3, 4})
+    terminal.table(header, [*rows, _row("in all", totals)], right={1, 2, 3, 4})
 
 
-def _range_row(name: str, products: int, stale: int, failed: int, note: str) -> tuple[str, ...]:
-    counts = (products, products - stale - failed, stale, failed)
+def _row(name: str, counts: tuple[int, ...], note: str = "") -> tuple[str, ...]:
     return (name, *(f"{count:,}" for count in counts), note)
 
 

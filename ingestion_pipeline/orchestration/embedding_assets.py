@@ -6,7 +6,7 @@ that dies leaves only what it had not done. What happens inside a range is `rein
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import dagster as dg
@@ -20,7 +20,7 @@ from ingestion_pipeline.orchestration.range_work import reingest_range
 from ingestion_pipeline.orchestration.resources import Models, ShopAccess
 from ingestion_pipeline.orchestration.runs import interruptible, told_to_dagster
 from ingestion_pipeline.progress import Progress
-from ingestion_pipeline.ranges import range_of
+from ingestion_pipeline.ranges import ProductId, ProductIdRange, range_of
 from ingestion_pipeline.reingestion import RangeResult, RangeStep
 
 OWNERS = ["team:search"]
@@ -29,6 +29,9 @@ RANGES_COMPLETE = dg.AssetCheckKey(V2, "ranges_complete")
 
 EMBEDDING_POOL = "embedding"
 """Runs that hold the models in memory; how many at once is a limit in dagster.yaml."""
+
+FAILED_RANGES = "failed ranges"
+"""Under this name a failure of the asset says which ranges failed, and why."""
 
 _SECONDS_BETWEEN_LOG_LINES = 5.0
 _SAMPLE = 10
@@ -109,7 +112,10 @@ class _Meter:
             reused=self.reused,
         )
         self.recorder.progress(progress)
-        if now - self.last_line >= _SECONDS_BETWEEN_LOG_LINES or progress.products_done >= self.total:
+        if (
+            now - self.last_line >= _SECONDS_BETWEEN_LOG_LINES
+            or progress.products_done >= self.total
+        ):
             self.last_line = now
             self.context.log.info(str(progress))
 
@@ -170,7 +176,7 @@ with warnings.catch_warnings():
             passed=not failed and not any(unfinished.values()),
             metadata={
                 "ranges": len(context.partition_keys),
-                "failed ranges": dg.MetadataValue.json(failed),
+                FAILED_RANGES: dg.MetadataValue.json(failed),
                 "stale products by range": dg.MetadataValue.json(
                     {key: stale for key, stale in unfinished.items() if stale}
                 ),
@@ -216,15 +222,21 @@ def _say(text: str, context: dg.AssetExecutionContext, recorder: Recorder) -> No
     recorder.line(text)
 
 
-def _stale_products(shop: Shop, keys: list[str] | tuple[str, ...]) -> dict[str, int]:
-    """Products with something stale in each range."""
-    fingerprints = shop.settings.fingerprints
-    stale = {}
+def _stale_products(shop: Shop, keys: Sequence[str]) -> dict[str, int]:
+    """Products with something stale in each range; asks once for all that follow each other."""
+    neighbours: list[list[tuple[str, ProductIdRange]]] = []
+    end: ProductId | None = None
     for key in keys:
-        ranges = [(key, range_of(key, shop.id_type))]
-        [progress] = shop.catalogue.range_progress(ranges, fingerprints)
-        stale[key] = progress.stale_products
-    return stale
+        range_ = range_of(key, shop.id_type)
+        if end is None or range_.first != end:
+            neighbours.append([])
+        neighbours[-1].append((key, range_))
+        end = range_.end
+    return {
+        progress.key: progress.stale_products
+        for ranges in neighbours
+        for progress in shop.catalogue.range_progress(ranges, shop.settings.fingerprints)
+    }
 
 
 def _range_metadata(result: RangeResult) -> Mapping[str, float | int]:
@@ -255,9 +267,6 @@ def _failure(failed: Mapping[str, str], ranges: int) -> dg.Failure:
         metadata={FAILED_RANGES: dg.MetadataValue.json(dict(failed))},
         allow_retries=False,
     )
-
-
-FAILED_RANGES = "failed ranges"
 
 
 @dg.asset(

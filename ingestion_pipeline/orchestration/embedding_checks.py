@@ -106,7 +106,7 @@ def _recorded(result: CheckResult) -> dg.AssetCheckResult:
         metadata={
             "status": result.status,
             "count": result.count,
-            "sample": dg.MetadataValue.json(list(result.sample)),
+            "sample": "; ".join(result.sample) or "none",
             "facts": dg.MetadataValue.json(dict(result.facts)),
         },
     )

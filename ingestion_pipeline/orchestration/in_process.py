@@ -41,6 +41,7 @@ from ingestion_pipeline.orchestration.runs import (
     INVOCATION_TAG,
     MAX_RETRIES_TAG,
     SOURCE_TAG,
+    TERMINAL,
     fail_orphaned_runs,
     interruptible,
     process_tag,
@@ -264,7 +265,7 @@ class _Terminal:
     def _tags(self) -> dict[str, str]:
         return {
             INVOCATION_TAG: self.invocation,
-            SOURCE_TAG: "terminal",
+            SOURCE_TAG: TERMINAL,
             # The daemon knows nothing of this command and must not start its runs again.
             MAX_RETRIES_TAG: "0",
             **process_tag(),
@@ -280,8 +281,8 @@ class _Terminal:
 
 @contextmanager
 def _terminal(settings: Settings, listener: Listener, models: Models | None) -> Iterator[_Terminal]:
-    """An invocation; our errors come out of it as they are, with nothing of Dagster around them."""
-    with interruptible(), _instance() as instance:
+    """One invocation, on the instance of DAGSTER_HOME."""
+    with _our_errors(), interruptible(), _instance() as instance:
         fail_orphaned_runs(instance)
         terminal = _Terminal(
             settings=settings,
@@ -293,16 +294,23 @@ def _terminal(settings: Settings, listener: Listener, models: Models | None) -> 
         )
         try:
             yield terminal
-        except dg.Failure as failure:
-            if isinstance(failure.__cause__, IngestionError):
-                raise failure.__cause__ from None
-            raise
-        except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
-            raise InterruptedRunError(
-                "Stopped. Everything committed is kept; the same command carries on from there."
-            ) from None
         finally:
             terminal.end_runs()
+
+
+@contextmanager
+def _our_errors() -> Iterator[None]:
+    """Let our errors out as they were raised, with nothing of Dagster around them."""
+    try:
+        yield
+    except dg.Failure as failure:
+        if isinstance(failure.__cause__, IngestionError):
+            raise failure.__cause__ from None
+        raise
+    except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
+        raise InterruptedRunError(
+            "Stopped. Everything committed is kept; the same command carries on from there."
+        ) from None
 
 
 @contextmanager
@@ -319,15 +327,9 @@ def _instance() -> Iterator[dg.DagsterInstance]:
 
 
 def _why_it_failed(result: dg.ExecuteInProcessResult) -> Exception:
-    """The reason why a run failed that raised nothing."""
-    for event in result.all_events:
-        if event.is_step_failure:
-            cause = event.step_failure_data.user_failure_data
-            if cause and cause.description:
-                return PreflightError(cause.description)
-            error = event.step_failure_data.error
-            while error is not None and error.cause is not None:
-                error = error.cause
-            if error is not None:
-                return RuntimeError(error.message.strip())
-    return RuntimeError("The run failed without a step that did.")
+    """The reason why a run failed that was not told to raise."""
+    failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+    for failure in failures:
+        if failure.user_failure_data and failure.user_failure_data.description:
+            return PreflightError(failure.user_failure_data.description)
+    return RuntimeError("\n".join(failure.error_display_string for failure in failures))

@@ -82,8 +82,7 @@ def _recorded(
         context.log.exception("%s crashed", name)
         verdict = failed_to_look(name, redacted(f"{type(error).__name__}: {error}"))
     recorder.verdict(verdict)
-    for line in verdict.lines():
-        context.log.info(line)
+    context.log.info("\n".join(verdict.lines()))
     result = dg.AssetCheckResult(
         check_name=VERDICT,
         passed=verdict.passed,

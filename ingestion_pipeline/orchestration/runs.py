@@ -22,7 +22,15 @@ PROCESS_TAG = "ingestion/process"
 BACKFILL_TAG = "dagster/backfill"
 MAX_RETRIES_TAG = "dagster/max_retries"
 
-_ALIVE = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+TERMINAL = "terminal"
+"""The source of a run that a command started, and waits for."""
+
+_UNFINISHED = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
 
 
 def invocation_of(run: dg.DagsterRun) -> str:
@@ -55,7 +63,7 @@ def fail_orphaned_runs(instance: dg.DagsterInstance) -> list[str]:
     """
     orphans = [
         run
-        for run in instance.get_runs(dg.RunsFilter(statuses=_ALIVE))
+        for run in instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED))
         if _is_gone(run.tags.get(PROCESS_TAG))
     ]
     for run in orphans:

@@ -5,14 +5,19 @@ import dagster as dg
 from ingestion_pipeline.orchestration.failures import range_states
 from ingestion_pipeline.orchestration.jobs import finish
 from ingestion_pipeline.orchestration.partitions import is_over_ranges, keys_in_order
-from ingestion_pipeline.orchestration.runs import INVOCATION_TAG, SOURCE_TAG, invocation_of
+from ingestion_pipeline.orchestration.runs import (
+    INVOCATION_TAG,
+    SOURCE_TAG,
+    TERMINAL,
+    invocation_of,
+)
 
 
 @dg.run_status_sensor(
     run_status=dg.DagsterRunStatus.SUCCESS,
     request_job=finish,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    minimum_interval_seconds=30,
+    minimum_interval_seconds=10,
     description=(
         "Runs the job `finish` once the last range of a backfill or of a night is done, so that "
         "v2 is indexed, checked and reported on however the ranges were started."
@@ -25,6 +30,8 @@ def after_the_ranges(
     run = context.dagster_run
     if not is_over_ranges(run):
         return dg.SkipReason("The run was not over ranges.")
+    if run.tags.get(SOURCE_TAG) == TERMINAL:
+        return dg.SkipReason("The command that started the run sees to the rest.")
     states = range_states(context.instance, keys_in_order(context.instance))
     to_do = sum(state != "done" for state in states.values())
     if to_do:

@@ -167,11 +167,13 @@ def file_name(tag: str, block: str) -> str | None:
 
 
 def script(page: Page) -> str:
-    """All that a reader does on a page, as one script of bash that tells what it does."""
-    steps = ["set -euo pipefail", "set -v"]
+    """All that a reader does on a page, as one script of bash that says what it runs."""
+    steps = ["set -euo pipefail"]
     for tag, block in page.blocks():
         if tag == "sh":
-            steps += [NOT_AS_WRITTEN.get(it, StandIn(it, "")).command for it in commands(block)]
+            for written in commands(block):
+                command = NOT_AS_WRITTEN.get(written, StandIn(written, "")).command
+                steps += [f"echo {shlex.quote(f'$ {command}')}", command]
         elif tag in FILES:
             name = file_name(tag, block)
             assert name, f"{page.name}: begin this block with a comment naming its file:\n{block}"
@@ -222,7 +224,7 @@ def do(steps: str, project: Path, environment: Mapping[str, str]) -> Done:
             deadline = time.monotonic() + SESSION_SECONDS
             while bash.poll() is None and time.monotonic() < deadline:
                 said = transcript.read_text(encoding="utf-8", errors="replace")
-                addresses = re.findall(r"^Dagster UI +(http://\S+)$", said, re.MULTILINE)
+                addresses = re.findall(r"^Dagster UI +(http://\S+)", said, re.MULTILINE)
                 if len(addresses) > len(opened) and (served := _opened(addresses[-1])):
                     opened.append(served)
                     os.killpg(bash.pid, signal.SIGINT)  # as the terminal does at Ctrl-C
@@ -322,7 +324,7 @@ def after_demo(folder: Path) -> Path:
     project = folder / "demo"
     check_out(project)
     try:
-        done = do("set -v\nmake demo\n", project, reader(project, activated=False))
+        done = do("make demo\n", project, reader(project, activated=False))
     finally:
         local_server.stop(project / ".ingestion" / "postgres")
     assert done.exit_code == 0, done.transcript
@@ -342,6 +344,7 @@ def project(after_demo: Path, folder: Path) -> Iterator[Path]:
         local_server.stop(project / ".ingestion" / "postgres", immediate=True)
 
 
+@pytest.mark.timeout(2 * SESSION_SECONDS + 60)  # the first one makes the demo, too
 @pytest.mark.parametrize("name", pages_with_commands())
 def test_every_command_of_a_page_works_in_order_as_a_reader_types_it(
     name: str, project: Path, database_url: str
@@ -371,7 +374,7 @@ def test_a_command_that_fails_ends_the_session_with_its_exit_code(tmp_path: Path
     done = do(script(page), tmp_path, reader(tmp_path, activated=True))
 
     assert done.exit_code == ExitCode.WRONG_INPUT
-    assert done.transcript.startswith("true\ningest --limit 0\n")
+    assert done.transcript.startswith("$ true\n$ ingest --limit 0\n")
     assert "echo on" not in done.transcript
 
 

@@ -60,7 +60,10 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 
 
 @pytest.fixture
-def ingest(environment: Path, capfd: pytest.CaptureFixture[str]) -> Ingest:
+def ingest(
+    environment: Path,  # noqa: ARG001 - asked for so that it is there
+    capfd: pytest.CaptureFixture[str],
+) -> Ingest:
     """Runs a command line in this process."""
 
     def run(*arguments: str | Path) -> Answer:
@@ -73,7 +76,7 @@ def ingest(environment: Path, capfd: pytest.CaptureFixture[str]) -> Ingest:
 
 
 @pytest.fixture
-def program(environment: Path) -> Ingest:
+def program(environment: Path) -> Ingest:  # noqa: ARG001
     """Runs a command line as the installed program, as a user does."""
 
     def run(*arguments: str | Path) -> Answer:
@@ -86,7 +89,11 @@ def program(environment: Path) -> Ingest:
 
 
 @pytest.fixture
-def shop_url(database_url: str, environment: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def shop_url(
+    database_url: str,
+    environment: Path,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
+) -> str:
     """DATABASE_URL, leading to an empty database that is no embedded one for the command."""
     monkeypatch.setenv("DATABASE_URL", database_url)
     return database_url
@@ -94,7 +101,9 @@ def shop_url(database_url: str, environment: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def embedded(
-    server: LocalServer, environment: Path, monkeypatch: pytest.MonkeyPatch
+    server: LocalServer,
+    environment: Path,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[LocalServer]:
     """The session's server, as the embedded one of the command; its databases go afterwards."""
     monkeypatch.setenv("INGESTION_HOME", str(server.data_directory.parent))

@@ -256,6 +256,19 @@ def test_a_product_without_any_text_still_has_its_row(database_url: str) -> None
         assert _vectors(shop) == dict.fromkeys([(1, aspect) for aspect in Aspect])
 
 
+def test_the_row_of_a_product_without_any_text_is_put_back_where_it_was_removed(
+    database_url: str,
+) -> None:
+    with connect(database_url) as connection:
+        create_products(connection, [Product(1, "Thing", None, None, None)])
+    with prepared_shop(database_url) as shop:
+        run(shop)
+        shop.connection.execute("DELETE FROM product_embeddings_v2")
+        assert _states(shop)["usage", "vector missing"] == 1
+        assert run(shop).result.empty == 3
+        _assert_complete(shop)
+
+
 def test_an_aspect_that_the_mapping_has_no_row_for_is_empty(
     database_url: str, tmp_path: Any
 ) -> None:

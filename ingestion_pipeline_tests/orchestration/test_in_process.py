@@ -11,6 +11,7 @@ import dagster as dg
 import pytest
 from pydantic import SecretStr
 
+from ingestion_pipeline.database.shop import open_shop
 from ingestion_pipeline.errors import (
     DatabaseUnavailableError,
     InterruptedRunError,
@@ -21,7 +22,9 @@ from ingestion_pipeline.orchestration.failures import V2, unfinished_ranges
 from ingestion_pipeline.orchestration.in_process import run_preflight, run_verify
 from ingestion_pipeline.orchestration.runs import INVOCATION_TAG, PROCESS_TAG, process_tag
 from ingestion_pipeline.progress import Progress
+from ingestion_pipeline.ranges import IdType, range_of
 from ingestion_pipeline.verification.checks import CHECKS
+from ingestion_pipeline.work import RunIdentity
 from ingestion_pipeline_tests.orchestration.conftest import KEYS, PRODUCTS, SmallShop
 from ingestion_pipeline_tests.orchestration.known_models import KnownModels
 from ingestion_pipeline_tests.shops import Product, add_products
@@ -215,6 +218,33 @@ def test_an_outage_stops_at_once_and_leaves_the_finished_ranges_done(
     assert unfinished_ranges(small_shop.instance, KEYS) == {KEYS[2]: "failed", KEYS[3]: "failed"}
     assert small_shop.value("SELECT count(*) FROM ingestion.leases") == 0
     assert small_shop.value("SELECT count(*) FROM ingestion.failed_products") == 0
+
+
+def test_a_range_that_another_run_holds_is_left_to_it(ingested_shop: SmallShop) -> None:
+    ingested_shop.connection.execute("UPDATE products SET usage = 'is worn' WHERE id IN (8, 11)")
+    with open_shop(ingested_shop.settings) as other:
+        range_ = range_of(KEYS[2], IdType.INTEGER)
+        other.embeddings.claim(range_, RunIdentity("the-other-run", "another", KEYS[2]), 60)
+
+        outcome = ingested_shop.ingest()
+
+    [(key, reason)] = outcome.failed_ranges
+    assert key == KEYS[2]
+    assert "the-other-run" in reason
+    assert ingested_shop.models.texts == ["Thing 11. is worn"]
+
+
+def test_a_command_interrupted_in_its_preflight_is_over(small_shop: SmallShop) -> None:
+    def interrupt(_: Sequence[str]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    small_shop.models = KnownModels(before=interrupt)
+
+    with pytest.raises(InterruptedRunError):
+        small_shop.ingest()
+
+    assert [run.status for run in small_shop.runs("preflight")] == [dg.DagsterRunStatus.FAILURE]
+    assert small_shop.value("SELECT count(*) FROM ingestion.leases") == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

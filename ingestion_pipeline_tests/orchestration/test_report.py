@@ -67,5 +67,5 @@ def test_a_report_is_json_with_exact_money() -> None:
     read = json.loads(json.dumps(paid.as_dict()))
 
     assert read["cost"] == "1.230000000001"
-    assert (read["skipped"], read["checks"][0]["status"]) == (600, "pass")
+    assert (read["skipped"], read["checks"][0]["status"]) == (550, "pass")
     assert dict(paid.rows())["Cost"] == "1.2300"

@@ -19,6 +19,7 @@ import dagster as dg
 import pytest
 
 from ingestion_pipeline.orchestration.failures import unfinished_ranges
+from ingestion_pipeline.orchestration.runs import PROCESS_TAG
 from ingestion_pipeline_tests.orchestration.conftest import KEYS, PRODUCTS, REPOSITORY, SmallShop
 from ingestion_pipeline_tests.orchestration.test_in_process import REFUSE_PRODUCT_8
 
@@ -64,6 +65,8 @@ def test_a_backfill_of_the_failed_ranges_mends_them_and_the_report_follows(
 
         statuses = ask(PARTITIONS)["assetNodeOrError"]["assetPartitionStatuses"]
         assert sorted(statuses["materializedPartitions"]) == sorted(KEYS)
+    [run] = small_shop.instance.get_runs(dg.RunsFilter(tags={"dagster/backfill": backfill}))
+    assert PROCESS_TAG in run.tags
     assert unfinished_ranges(small_shop.instance, KEYS) == {}
     assert small_shop.value("SELECT count(*) FROM product_embeddings_v2") == PRODUCTS
     spend = small_shop.connection.execute(
