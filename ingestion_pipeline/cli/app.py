@@ -248,10 +248,6 @@ def run(arguments: list[str]) -> int:
         return _told(error, arguments)
     except typer.TyperException as error:
         return _told_usage(error)
-    except BrokenPipeError:
-        # Whoever read our output has read enough. What is left must not be written at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.OK
     except Exception as error:  # noqa: BLE001 - the last line of defence, and it tells where to look
         return _told_unexpected(error, arguments)
     if code == ExitCode.INTERRUPTED:

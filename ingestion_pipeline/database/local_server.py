@@ -96,7 +96,9 @@ class LocalServer:
         """
         statement = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
         if template is not None:
-            statement += sql.SQL(" TEMPLATE {}").format(sql.Identifier(template))
+            # Copying files took half the time of writing every page to the log, PostgreSQL's default.
+            copied = sql.SQL(" TEMPLATE {} STRATEGY file_copy")
+            statement += copied.format(sql.Identifier(template))
         try:
             with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
                 connection.execute(statement)

@@ -363,7 +363,7 @@ def test_every_command_of_a_page_works_in_order_as_a_reader_types_it(
     assert "Traceback" not in done.transcript, done.transcript
     served = sum(commands(block).count(UP) for tag, block in page.blocks() if tag == "sh")
     assert len(done.opened) == served
-    assert all("<title>Dagster" in shown for shown in done.opened)
+    assert all("Dagster</title>" in shown for shown in done.opened)
 
 
 def test_a_command_that_fails_ends_the_session_with_its_exit_code(tmp_path: Path) -> None:
@@ -468,7 +468,13 @@ def shell_texts(page: Page) -> Iterator[str]:
                 yield re.split(r" {2,}", re.sub(r"^[\s$]*|`[^`]+`", "", line))[0]
 
 
-COMMAND_LINE = typer.main.get_command(app)
+def _command_line() -> TyperGroup:
+    command = typer.main.get_command(app)
+    assert isinstance(command, TyperGroup)
+    return command
+
+
+COMMAND_LINE = _command_line()
 _INGEST = re.compile(r"(?<![\w.-])ingest(?![\w.:/-])([^)|;&\n]*)")
 
 
@@ -482,7 +488,6 @@ def unknown_words(text: str) -> list[str]:
 
 
 def _unknown(words: Sequence[str]) -> Iterator[str]:
-    assert isinstance(COMMAND_LINE, TyperGroup)
     remaining = iter(words)
     options = _options(None)
     arguments: int | None = None  # None before the subcommand
@@ -508,7 +513,6 @@ def _unknown(words: Sequence[str]) -> Iterator[str]:
 
 def _options(subcommand: str | None) -> dict[str, bool]:
     """The options of a subcommand, or of `ingest` itself, and whether each takes a value."""
-    assert isinstance(COMMAND_LINE, TyperGroup)
     command = COMMAND_LINE.commands[subcommand] if subcommand else COMMAND_LINE
     options = {
         name: not getattr(it, "is_flag", False)
@@ -520,7 +524,6 @@ def _options(subcommand: str | None) -> dict[str, bool]:
 
 
 def _all_options() -> set[str]:
-    assert isinstance(COMMAND_LINE, TyperGroup)
     return {name for it in (None, *COMMAND_LINE.commands) for name in _options(it)}
 
 
@@ -530,7 +533,6 @@ def test_every_command_and_option_that_a_page_names_exists(page: Page) -> None:
 
 
 def test_every_command_is_in_the_readmes_table() -> None:
-    assert isinstance(COMMAND_LINE, TyperGroup)
     named = " ".join(row["command"] for row in Page.read(README).table("command"))
     assert [name for name in COMMAND_LINE.commands if f"`ingest {name}" not in named] == []
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import dagster as dg
 
 from ingestion_pipeline.orchestration.partitions import sync
@@ -31,7 +29,7 @@ def _asked(shop: SmallShop, run: dg.DagsterRun) -> dg.SkipReason | dg.RunRequest
 def _run_of_a_backfill(shop: SmallShop) -> dg.DagsterRun:
     [run] = shop.runs("reingest")
     tags = {name: value for name, value in run.tags.items() if name not in OURS}
-    return replace(run, tags={**tags, BACKFILL_TAG: "abc"})
+    return run.with_tags({**tags, BACKFILL_TAG: "abc"})
 
 
 OURS = (SOURCE_TAG, INVOCATION_TAG)
