@@ -110,7 +110,7 @@ class RangeResult:
     """What became of a range. `products` were finished; the other counts are of aspects.
 
     `outdated` aspects changed under our hands in every pass and are left to the next run. `tokens`
-    went to a model; `seconds` were spent on the whole range.
+    went to a model; `seconds` were spent on the whole range, `model_seconds` of them in models.
     """
 
     products: int = 0
@@ -122,6 +122,7 @@ class RangeResult:
     outdated: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    model_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,7 @@ class _Tally:
             truncated=before.truncated + sum(_truncated(result) for result in written),
             outdated=before.outdated + outdated,
             tokens=before.tokens + spend.tokens,
+            model_seconds=before.model_seconds + spend.seconds,
         )
         return RangeStep(
             products=worth,

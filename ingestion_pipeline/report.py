@@ -71,7 +71,8 @@ class Report:
         left = f" {self.left:,} products are left to do." if self.left else ""
         return (
             f"{self.processed:,} of {self.products:,} products in {duration(self.seconds)}: "
-            f"{self.embedded:,} texts embedded, {self.reused:,} vectors reused.{left}"
+            f"{_counted(self.embedded, 'text')} embedded, "
+            f"{_counted(self.reused, 'vector')} reused.{left}"
         )
 
     def rows(self) -> list[tuple[str, str]]:
@@ -124,6 +125,10 @@ class Report:
 def _escaped(text: str) -> str:
     """Text that Markdown shows as it is, on one line of a table."""
     return " ".join(text.split()).translate(_MARKDOWN)
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
 
 
 def _size(count: int) -> str:

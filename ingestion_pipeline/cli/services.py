@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import socket
 import sys
 import warnings
@@ -69,6 +70,10 @@ def up(*, port: int) -> int:
     terminal.say()
     terminal.say("Ctrl-C stops the UI. `ingest down` stops the embedded PostgreSQL.", style="dim")
     sys.stdout.flush()
+    # A shell starts background jobs with SIGINT ignored; Dagster would then ignore SIGTERM too.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Beside a dagster.yaml that is not the one in DAGSTER_HOME, Dagster warns of it.
+    os.chdir(os.environ["DAGSTER_HOME"])
     os.execv(  # noqa: S606 - Dagster takes this process over, and with it Ctrl-C
         sys.executable,
         [

@@ -96,7 +96,7 @@ class LocalServer:
         """
         statement = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
         if template is not None:
-            # Copying files took half the time of writing every page to the log, PostgreSQL's default.
+            # Copying files took half as long as PostgreSQL's default, which logs every page.
             copied = sql.SQL(" TEMPLATE {} STRATEGY file_copy")
             statement += copied.format(sql.Identifier(template))
         try:

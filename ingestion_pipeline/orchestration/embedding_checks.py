@@ -1,8 +1,9 @@
-"""The post-ingestion checks, as asset checks on `product_embeddings_v2`.
+"""The post-ingestion checks of the whole table, as asset checks.
 
-They look at the whole table, so they run once all ranges are done (jobs `finish` and `verify`), not
-in the runs over ranges: those are looked at by their own check, `ranges_complete`. What a check
-looks at, and how grave it is, stands in `verification`.
+They stand on the asset that is v2 as a whole, after all ranges and with its indexes. On the asset
+of the ranges every backfill run would carry them along, and a range that failed would turn all of
+them red without one having looked; there stands `ranges_complete`, on the ranges of its run. What a
+check looks at, and how grave it is, is in `verification`.
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import dagster as dg
 
 from ingestion_pipeline.errors import IngestionError
 from ingestion_pipeline.orchestration.embedding_assets import product_embeddings_v2_indexes
-from ingestion_pipeline.orchestration.failures import V2, unfinished_ranges
+from ingestion_pipeline.orchestration.failures import unfinished_ranges
 from ingestion_pipeline.orchestration.listener import Recorder
 from ingestion_pipeline.orchestration.partitions import keys_in_order
 from ingestion_pipeline.orchestration.resources import ShopAccess
@@ -25,18 +26,15 @@ _SPECS = [
     *(
         dg.AssetCheckSpec(
             name,
-            asset=V2,
+            asset=product_embeddings_v2_indexes,
             description=check.description,
-            # So that a search is tried with the index that it will have.
-            additional_deps=[product_embeddings_v2_indexes],
         )
         for name, check in CHECKS.items()
     ),
     dg.AssetCheckSpec(
         RANGES_MATERIALIZED,
-        asset=V2,
+        asset=product_embeddings_v2_indexes,
         description="No range failed and none was left out; names those that were.",
-        additional_deps=[product_embeddings_v2_indexes],
     ),
 ]
 
@@ -49,7 +47,7 @@ def product_embeddings_v2_checks(
     shop: dg.ResourceParam[ShopAccess],
     recorder: dg.ResourceParam[Recorder],
 ) -> Iterator[dg.AssetCheckResult]:
-    """The checks on the whole of v2, after its indexes."""
+    """The checks on the whole of v2."""
     wanted = {key.name for key in context.selected_asset_check_keys}
     for result in _table_results(shop, [name for name in CHECKS if name in wanted]):
         recorder.check(result)
@@ -96,7 +94,7 @@ def ranges_materialized(instance: dg.DagsterInstance) -> CheckResult:
 def _recorded(result: CheckResult) -> dg.AssetCheckResult:
     """The result as Dagster keeps it: what was not looked at did not pass, and warns."""
     return dg.AssetCheckResult(
-        asset_key=V2,
+        asset_key=product_embeddings_v2_indexes.key,
         check_name=result.name,
         passed=result.status == "pass",
         severity=(

@@ -40,6 +40,8 @@ from ingestion_pipeline.orchestration.resources import LocalModels, Models, Shop
 from ingestion_pipeline.orchestration.runs import (
     INVOCATION_TAG,
     MAX_RETRIES_TAG,
+    REPOSITORY,
+    REPOSITORY_TAG,
     SOURCE_TAG,
     TERMINAL,
     fail_orphaned_runs,
@@ -266,6 +268,7 @@ class _Terminal:
         return {
             INVOCATION_TAG: self.invocation,
             SOURCE_TAG: TERMINAL,
+            REPOSITORY_TAG: REPOSITORY,
             # The daemon knows nothing of this command and must not start its runs again.
             MAX_RETRIES_TAG: "0",
             **process_tag(),

@@ -138,13 +138,16 @@ def _load(model: AspectSettings, cache: Path, report: Callable[[str], None]) -> 
         model.model, revision=model.revision, path=model.path, cache=cache, report=report
     )
     report(f"Loading {model.model}.")
-    return SentenceTransformerEmbedder(
+    embedder = SentenceTransformerEmbedder(
         files.folder,
         dimensions=model.dimensions,
         prefix=model.prefix,
         normalize=model.normalize,
         max_tokens=model.max_tokens,
     )
+    # The first answer takes seconds more than any later one, and would spoil the canary's rate.
+    embedder.embed(["warm-up"])
+    return embedder
 
 
 def _shop(context: dg.InitResourceContext) -> ShopAccess:

@@ -17,6 +17,7 @@ import pytest
 from psycopg import sql
 
 from ingestion_pipeline.cli import app
+from ingestion_pipeline.database import local_server
 from ingestion_pipeline.database.local_server import LocalServer
 
 VARIABLES = (
@@ -47,7 +48,7 @@ Ingest = Callable[..., Answer]
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A home and a working directory of this test's own; restored, whatever a command exports.
 
-    Neither database nor Dagster is set; a test that needs Dagster uses `dagster_home`.
+    No database and no Dagster: a test asks for `shop_url` or `embedded`, and for `dagster`.
     """
     folder = tmp_path / "shop"
     folder.mkdir()
@@ -57,6 +58,16 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
         monkeypatch.delenv(name, raising=False)
     with mock.patch.dict(os.environ):
         yield folder
+    forgotten = local_server.attach(tmp_path / "home" / "postgres")
+    if forgotten is not None:
+        local_server.stop(forgotten.data_directory, immediate=True)
+        pytest.fail("a command started a server of its own: the test lacks a fixture")
+
+
+@pytest.fixture
+def dagster(environment: Path, request: pytest.FixtureRequest) -> None:  # noqa: ARG001
+    """Dagster's home and storage, of this test's own; after `environment` has unset the user's."""
+    request.getfixturevalue("dagster_home")
 
 
 @pytest.fixture

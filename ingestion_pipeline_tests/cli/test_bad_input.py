@@ -136,7 +136,7 @@ def _wait_until_locked(server: LocalServer) -> None:
     raise AssertionError("the server did not take the new rules")
 
 
-@pytest.mark.usefixtures("dagster_home")
+@pytest.mark.usefixtures("dagster")
 @pytest.mark.parametrize("command", NEED_DATABASE)
 def test_no_server_exits_with_3_and_shows_no_password(
     ingest: Ingest, monkeypatch: pytest.MonkeyPatch, command: list[str]
@@ -165,7 +165,7 @@ def test_wrong_credentials_exit_with_3_and_are_not_shown(
         assert quote(password, safe="") not in said
 
 
-@pytest.mark.usefixtures("dagster_home")
+@pytest.mark.usefixtures("dagster")
 def test_a_missing_extension_comes_with_the_command_for_a_dba(
     ingest: Ingest, shop_url: str
 ) -> None:
@@ -177,7 +177,7 @@ def test_a_missing_extension_comes_with_the_command_for_a_dba(
     assert _nothing_was_written(shop_url)
 
 
-@pytest.mark.usefixtures("dagster_home")
+@pytest.mark.usefixtures("dagster")
 def test_a_read_only_server_is_refused(ingest: Ingest, shop_url: str) -> None:
     execute(shop_url, PRODUCTS, ONE)
     name = shop_url.split("?", maxsplit=1)[0].rsplit("/", 1)[1]
@@ -188,7 +188,7 @@ def test_a_read_only_server_is_refused(ingest: Ingest, shop_url: str) -> None:
     assert _nothing_was_written(shop_url)
 
 
-@pytest.mark.usefixtures("dagster_home")
+@pytest.mark.usefixtures("dagster")
 def test_a_missing_table_is_named(ingest: Ingest, shop_url: str) -> None:
     answer = ingest("preflight")
     assert answer.code == 4
@@ -197,7 +197,7 @@ def test_a_missing_table_is_named(ingest: Ingest, shop_url: str) -> None:
     assert _nothing_was_written(shop_url)
 
 
-@pytest.mark.usefixtures("dagster_home")
+@pytest.mark.usefixtures("dagster")
 def test_every_reason_is_told_at_once_a_missing_column_and_other_dimensions_too(
     ingest: Ingest, shop_url: str
 ) -> None:
@@ -224,7 +224,7 @@ def test_every_reason_is_told_at_once_a_missing_column_and_other_dimensions_too(
         assert f"    {reason['message']}\n    → {reason['remedy']}" in shown.out
 
 
-@pytest.mark.usefixtures("dagster_home")
+@pytest.mark.usefixtures("dagster")
 @pytest.mark.parametrize(
     ("mapping", "words"),
     [
@@ -267,7 +267,7 @@ def altered_model(environment: Path) -> Path:
     return folder
 
 
-@pytest.mark.usefixtures("dagster_home")
+@pytest.mark.usefixtures("dagster")
 def test_weights_that_are_not_the_pinned_ones_are_named_and_never_used(
     ingest: Ingest, settings_file: Path, altered_model: Path, shop_url: str
 ) -> None:

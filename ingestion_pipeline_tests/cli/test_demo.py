@@ -32,7 +32,7 @@ def _embedded(texts: list[str]) -> npt.NDArray[np.float32]:
     return np.ones((len(texts), 384), dtype=np.float32)
 
 
-@pytest.mark.usefixtures("few_products", "dagster_home")
+@pytest.mark.usefixtures("few_products", "dagster")
 def test_a_demo_goes_all_the_way_and_a_second_one_embeds_nothing(
     ingest: Ingest, embedded: LocalServer
 ) -> None:
@@ -63,7 +63,7 @@ def test_a_demo_goes_all_the_way_and_a_second_one_embeds_nothing(
     assert "nothing was embedded" in third.out
 
 
-@pytest.mark.usefixtures("dagster_home")
+@pytest.mark.usefixtures("dagster")
 def test_a_demo_touches_no_shop_that_database_url_names(ingest: Ingest, shop_url: str) -> None:
     answer = ingest("demo")
     assert answer.code == 2
@@ -71,7 +71,7 @@ def test_a_demo_touches_no_shop_that_database_url_names(ingest: Ingest, shop_url
     assert execute(shop_url, "SELECT count(*) FROM pg_class WHERE relname ~ 'product'") == [(0,)]
 
 
-@pytest.mark.usefixtures("dagster_home")
+@pytest.mark.usefixtures("dagster")
 def test_a_demo_leaves_a_loaded_catalogue_alone(
     ingest: Ingest, embedded: LocalServer, catalogue: Path
 ) -> None:

@@ -20,7 +20,7 @@ def _verdict(document: Any, check: str) -> Any:
     return verdict
 
 
-@pytest.mark.usefixtures("dagster_home")
+@pytest.mark.usefixtures("dagster")
 def test_five_products_then_all_then_nothing_and_a_lost_row_is_found_and_mended(
     ingest: Ingest, program: Ingest, shop_url: str, catalogue: Path
 ) -> None:
@@ -61,8 +61,6 @@ def test_five_products_then_all_then_nothing_and_a_lost_row_is_found_and_mended(
     found = ingest("search", "something to boil water in", "--limit", "3", "--json").document
     assert found["hits"][0]["name"] == "A kettle"
     assert len(found["hits"]) == 3
-    [coat] = ingest("search", "a coat", "--limit", "1", "--json").document["hits"]
-    assert (coat["name"], len(coat["variants"])) == ("A coat", 1)
     assert "A coat +1 variant " in ingest("search", "a coat").out
 
     # A row that got lost is named, and mended from the twin with the same texts.
@@ -70,7 +68,7 @@ def test_five_products_then_all_then_nothing_and_a_lost_row_is_found_and_mended(
     damaged = ingest("verify")
     assert damaged.code == 5
     assert "✗ every_product_has_embeddings" in damaged.out
-    assert "12 (A coat)" in damaged.out
+    assert "    12 A coat" in damaged.out
     assert "→ `ingest status`" in damaged.out
     assert ingest("verify", "--json").document["holds"] is False
     mended = ingest("--json")
@@ -80,7 +78,7 @@ def test_five_products_then_all_then_nothing_and_a_lost_row_is_found_and_mended(
     assert ingest("verify").code == 0
 
 
-@pytest.mark.usefixtures("dagster_home")
+@pytest.mark.usefixtures("dagster")
 def test_a_range_that_fails_is_told_with_its_reason_and_retried_alone(
     ingest: Ingest, shop_url: str, catalogue: Path, environment: Path
 ) -> None:
@@ -111,7 +109,7 @@ def test_a_range_that_fails_is_told_with_its_reason_and_retried_alone(
     assert execute(shop_url, "SELECT sum(embedded) FROM ingestion.spend") == [(DISTINCT_TEXTS,)]
 
 
-@pytest.mark.usefixtures("dagster_home")
+@pytest.mark.usefixtures("dagster")
 def test_failed_products_are_listed_with_reasons_and_tried_again_when_asked(
     ingest: Ingest, shop_url: str, catalogue: Path
 ) -> None:
@@ -122,9 +120,8 @@ def test_failed_products_are_listed_with_reasons_and_tried_again_when_asked(
         "UPDATE ingestion.embedding_ledger SET outcome = 'failed' WHERE product_id = 3 "
         "AND aspect = 'usage'",
         'UPDATE product_embeddings_v2 SET usage_embedding = NULL WHERE "productId" = 3',
-        "INSERT INTO ingestion.failed_products (product_id, aspect, text_digest, fingerprint, "
-        "reason) SELECT product_id, aspect, text_digest, fingerprint, 'the model says no' "
-        "FROM ingestion.embedding_ledger WHERE product_id = 3 AND aspect = 'usage'",
+        "INSERT INTO ingestion.failed_products (product_id, aspect, reason) "
+        "VALUES (3, 'usage', 'the model says no')",
     )
     listed = ingest("failures")
     assert listed.code == 0

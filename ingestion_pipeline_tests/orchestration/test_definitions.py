@@ -68,7 +68,7 @@ def _upstream(name: str) -> set[str]:
 def test_the_graph_leads_from_the_shop_through_preflight_to_the_report() -> None:
     assert _upstream("canary") == FIRST_FOUR
     assert _upstream("product_id_ranges") == {"canary"}
-    assert _upstream("product_embeddings_v2") == {"products", "product_id_ranges"}
+    assert _upstream("product_embeddings_v2") == {"product_id_ranges"}
     assert _upstream("product_embeddings_v2_indexes") == {"product_embeddings_v2"}
     assert _upstream("ingestion_report") == {"product_embeddings_v2_indexes"}
 

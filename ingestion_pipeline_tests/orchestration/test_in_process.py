@@ -340,7 +340,7 @@ def test_verify_names_the_products_that_lost_a_vector(ingested_shop: SmallShop) 
     assert checks["null_vectors"].status == "fail"
     assert checks["null_vectors"].count == 1
     assert "7 Thing 7" in checks["null_vectors"].sample[0]
-    key = dg.AssetCheckKey(V2, "null_vectors")
+    key = dg.AssetCheckKey(dg.AssetKey("product_embeddings_v2_indexes"), "null_vectors")
     record = ingested_shop.instance.get_latest_asset_check_evaluation_record(key)
     assert record is not None
     assert record.status.value == "FAILED"
