@@ -74,6 +74,7 @@ setup(
             "build>=1.2",
             "hypothesis>=6.100",
             "import-linter>=2.1",
+            "markdown-it-py>=3",
             "mypy>=1.15",
             "pandas-stubs>=2.2",
             "pytest>=8.3",

@@ -10,7 +10,7 @@ from ingestion_pipeline.cli import terminal
 from ingestion_pipeline.cli.environment import prepare
 from ingestion_pipeline.cli.exit_codes import ExitCode
 from ingestion_pipeline.database.shop import Shop, open_shop
-from ingestion_pipeline.embedding import weights
+from ingestion_pipeline.embedding import local_models
 from ingestion_pipeline.errors import InputError
 from ingestion_pipeline.settings import Settings
 
@@ -90,27 +90,11 @@ def _similarity(part: float | None) -> str:
 
 def _vectors(text: str, settings: Settings) -> Mapping[Aspect, npt.NDArray[np.float32]]:
     """The text's vector for each aspect: float32 (dimensions,); equal models run once."""
-    from ingestion_pipeline.embedding.sentence_transformer import SentenceTransformerEmbedder
-
     by_fingerprint: dict[str, npt.NDArray[np.float32]] = {}
     for aspect in Aspect:
         fingerprint = settings.fingerprint(aspect)
-        if fingerprint in by_fingerprint:
-            continue
-        model = settings.aspects[aspect]
-        files = weights.fetch(
-            model.model,
-            revision=model.revision,
-            path=model.path,
-            cache=settings.model_cache,
-            report=terminal.note,
-        )
-        embedder = SentenceTransformerEmbedder(
-            files.folder,
-            dimensions=model.dimensions,
-            prefix=model.prefix,
-            normalize=model.normalize,
-            max_tokens=model.max_tokens,
-        )
-        by_fingerprint[fingerprint] = embedder.embed([text]).vectors[0]
+        if fingerprint not in by_fingerprint:
+            model = settings.aspects[aspect]
+            embedder = local_models.load(model, settings.model_cache, terminal.note)
+            by_fingerprint[fingerprint] = embedder.embed([text]).vectors[0]
     return {aspect: by_fingerprint[settings.fingerprint(aspect)] for aspect in Aspect}

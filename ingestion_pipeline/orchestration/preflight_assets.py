@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 import dagster as dg
-import psutil
 from pydantic import Field
 
 from ingestion_pipeline import preflight
@@ -18,6 +17,7 @@ from ingestion_pipeline.aspects import Aspect
 from ingestion_pipeline.database.inspection import database_facts, disk_facts
 from ingestion_pipeline.database.shop import Shop
 from ingestion_pipeline.errors import DatabaseUnavailableError, IngestionError, redacted
+from ingestion_pipeline.memory import free_memory_bytes
 from ingestion_pipeline.orchestration.embedding_assets import (
     OWNERS,
     product_embeddings,
@@ -176,7 +176,7 @@ def embedding_quota(
     def look() -> Verdict:
         facts = EmbeddingFacts(
             models=models.facts(shop.settings),
-            free_memory_bytes=psutil.virtual_memory().available,
+            free_memory_bytes=free_memory_bytes(),
         )
         return preflight.embedding_quota(facts, shop.settings)
 

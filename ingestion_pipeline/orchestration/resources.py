@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import dagster as dg
@@ -18,13 +17,13 @@ import dagster as dg
 from ingestion_pipeline.aspects import Aspect
 from ingestion_pipeline.database.inspection import CountFacts, count_facts
 from ingestion_pipeline.database.shop import Shop, open_shop
-from ingestion_pipeline.embedding import weights
+from ingestion_pipeline.embedding import local_models, weights
 from ingestion_pipeline.embedding.embedder import Embedder, Embeddings
 from ingestion_pipeline.orchestration.listener import Recorder
 from ingestion_pipeline.orchestration.runs import process_tag
 from ingestion_pipeline.preflight import ModelFacts
 from ingestion_pipeline.reingestion import AspectModel
-from ingestion_pipeline.settings import AspectSettings, Settings, load_settings
+from ingestion_pipeline.settings import Settings, load_settings
 
 
 class ShopAccess:
@@ -92,7 +91,7 @@ class LocalModels:
 
         def load() -> Embedder:
             if fingerprint not in self._loaded:
-                self._loaded[fingerprint] = _load(model, settings.model_cache, report)
+                self._loaded[fingerprint] = local_models.load(model, settings.model_cache, report)
             return self._loaded[fingerprint]
 
         return AspectModel(fingerprint, LazyEmbedder(model.dimensions, load))
@@ -129,25 +128,6 @@ def _facts(settings: Settings, aspects: tuple[Aspect, ...]) -> ModelFacts:
         bytes=files.bytes,
         problems=tuple(weights.verify(files)),
     )
-
-
-def _load(model: AspectSettings, cache: Path, report: Callable[[str], None]) -> Embedder:
-    from ingestion_pipeline.embedding.sentence_transformer import SentenceTransformerEmbedder
-
-    files = weights.fetch(
-        model.model, revision=model.revision, path=model.path, cache=cache, report=report
-    )
-    report(f"Loading {model.model}.")
-    embedder = SentenceTransformerEmbedder(
-        files.folder,
-        dimensions=model.dimensions,
-        prefix=model.prefix,
-        normalize=model.normalize,
-        max_tokens=model.max_tokens,
-    )
-    # The first answer takes seconds more than any later one, and would spoil the canary's rate.
-    embedder.embed(["warm-up"])
-    return embedder
 
 
 def _shop(context: dg.InitResourceContext) -> ShopAccess:
