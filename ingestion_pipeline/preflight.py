@@ -277,10 +277,14 @@ def hnsw_bytes(dimensions: int) -> int:
 
 @dataclass(frozen=True)
 class Found:
-    """Of `looked` products, how many a search by their own vector returned."""
+    """Of `looked` products, how many a search by their own vector returned.
+
+    `index` is the HNSW index that it went through; None where v2 was read whole.
+    """
 
     looked: int
     found: int
+    index: str | None = None
 
 
 @dataclass(frozen=True)
@@ -313,13 +317,17 @@ def canary(facts: CanaryFacts) -> Verdict:
         else:
             reasons.error(message, remedy)
     for aspect, found in facts.found.items():
-        if found.found < found.looked:
-            reasons.error(
-                f"A search by {aspect} found {found.found} of the {found.looked} products by their "
-                "own vector.",
-                f"Rebuild the index on {aspect.column} (REINDEX INDEX CONCURRENTLY ...), then run "
-                "`ingest preflight` again.",
-            )
+        if found.found == found.looked:
+            continue
+        message = (
+            f"A search by {aspect} found {found.found} of the {found.looked} products by their own "
+            "vector."
+        )
+        if found.index:
+            # The vectors may be right all the same, and a run must not wait for an index.
+            reasons.warning(message, _drop_index(found.index))
+        else:
+            reasons.error(message, f"Set {aspect.column} of these products to NULL, and try again.")
     if not any(found.looked for found in facts.found.values()):
         reasons.unknown(
             f"None of the first {facts.products:,} products has a vector, so no search was tried.",
@@ -350,6 +358,11 @@ def canary(facts: CanaryFacts) -> Verdict:
         },
         _canary_summary(facts, left, seconds),
     )
+
+
+def _drop_index(name: str) -> str:
+    """What to do about an index that loses vectors."""
+    return f"DROP INDEX CONCURRENTLY {name}; and `ingest` builds a better one."
 
 
 def estimated_seconds(texts_left: Mapping[str, int], rates: Mapping[str, float]) -> float | None:

@@ -3,7 +3,7 @@ SELECT
     width_bucket(product_id, %(boundaries)s::{id_type}[]) AS position,
     count(*) AS product_total,
     count(*) FILTER (WHERE stale) AS stale_products,
-    count(*) FILTER (WHERE failed) AS failed_products
+    count(*) FILTER (WHERE failed AND NOT stale) AS failed_products
 FROM (
     SELECT
         product_id,

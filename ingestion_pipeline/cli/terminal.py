@@ -205,8 +205,8 @@ class RunListener:
             from rich.progress import Progress as Bar
 
             self._bar = Bar(
-                SpinnerColumn(),
-                BarColumn(bar_width=30),
+                SpinnerColumn(style="cyan"),
+                BarColumn(bar_width=30, complete_style="cyan", finished_style="cyan"),
                 TextColumn("{task.fields[said]}", markup=False),
                 console=console(stderr=True),
                 transient=True,

@@ -288,7 +288,7 @@ def _canary_facts(
         failed=result.failed,
         seconds=result.seconds,
         found={
-            aspect: Found(looked=len(search.neighbours), found=search.found)
+            aspect: Found(looked=len(search.neighbours), found=search.found, index=search.index)
             for aspect, search in searches.items()
         },
         texts_left=shop.catalogue.texts_to_embed(shop.settings.fingerprints),

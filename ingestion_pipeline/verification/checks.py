@@ -236,7 +236,7 @@ def searchable(shop: Shop) -> CheckResult:
     if lost:
         complaints.append(
             f"{len(lost)} of {looked} searches by a product's own vector did not return it "
-            "(REINDEX INDEX CONCURRENTLY mends an index)"
+            "(drop the index with DROP INDEX CONCURRENTLY, and `ingest` builds a new one)"
         )
     if idle:
         complaints.append(f"the server cannot answer from {', '.join(idle)}")

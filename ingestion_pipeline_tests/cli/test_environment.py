@@ -123,6 +123,21 @@ def test_dagster_reads_the_projects_yaml_unless_somebody_put_another_there(
     assert ground.workspace_file(load_settings()).is_file()
 
 
+def test_dagster_loads_the_same_from_a_checkout_and_from_here(
+    ingest: Ingest, own_home: Path
+) -> None:
+    assert ingest("env").code == 0
+    written, in_checkout = (
+        [
+            line
+            for line in folder.joinpath("workspace.yaml").read_text().splitlines()
+            if line[0] != "#"
+        ]
+        for folder in (own_home, REPOSITORY)
+    )
+    assert written == in_checkout
+
+
 def test_up_says_which_port_is_taken_and_starts_nothing(ingest: Ingest) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -503,6 +503,13 @@ def test_a_product_that_its_own_vector_does_not_find_blocks() -> None:
     assert "found 4 of the 5 products" in reasons(verdict)
 
 
+def test_an_index_that_loses_a_product_is_named_and_stops_no_run() -> None:
+    verdict = canary(replace(CANARY, found={Aspect.USAGE: Found(5, 4, "v2_usage_hnsw")}))
+
+    assert (verdict.status, verdict.blocking) == ("warn", False)
+    assert "DROP INDEX CONCURRENTLY v2_usage_hnsw" in reasons(verdict)
+
+
 def test_a_canary_that_could_not_search_is_unknown() -> None:
     assert canary(replace(CANARY, found={Aspect.USAGE: Found(0, 0)})).status == "unknown"
 
