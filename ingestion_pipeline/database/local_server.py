@@ -71,6 +71,10 @@ SHARED_MEMORY_NEEDED = 1 << 30
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - read for its size only, nothing is written there
 
 
+_SHELL_SIGNS = frozenset('$`"\\')
+"""Signs that a shell reads inside double quotes, which is how pg_ctl passes the path on."""
+
+
 @dataclass(frozen=True)
 class LocalServer:
     """A running embedded server: where its data and its socket are."""
@@ -128,6 +132,10 @@ def start(data_directory: Path) -> LocalServer:
     server = attach(data_directory)
     if server is not None:
         return server
+    if unfit := set(str(data_directory)) & _SHELL_SIGNS:
+        signs = " ".join(sorted(unfit))
+        reason = f"PostgreSQL's pg_ctl takes no path with {signs}; set INGESTION_HOME to another"
+        raise _unavailable(data_directory, reason)
     try:
         data_directory.parent.mkdir(parents=True, exist_ok=True)
         with _locked(data_directory):

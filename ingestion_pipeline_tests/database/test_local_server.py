@@ -268,6 +268,11 @@ def test_what_a_killed_initialisation_left_is_cleared_away(new_directory: Path) 
     assert not left.exists()
 
 
+def test_a_path_that_pg_ctl_cannot_take_is_refused_in_words(folder: Path) -> None:
+    with pytest.raises(DatabaseUnavailableError, match=r"takes no path with \$.*INGESTION_HOME"):
+        local_server.start(folder / "a $HOME of its own")
+
+
 @pytest.mark.parametrize(
     "name",
     ["a name with spaces, a comma, an ä and 100%", "a-path-too-long-for-a-socket-" + "x" * 80],
