@@ -21,7 +21,7 @@ demo: $(INSTALLED) ## the whole pipeline on a small shop, from nothing
 
 .PHONY: test
 test: lint ## lint, types, import directions and every test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
 
 .PHONY: lint
 lint: $(INSTALLED) ## style, types and import directions

@@ -78,6 +78,7 @@ setup(
             "mypy>=1.15",
             "pandas-stubs>=2.2",
             "pytest>=8.3",
+            "pytest-xdist>=3.6",
             "pytest-timeout>=2.3",
             "ruff>=0.12",
             "setuptools>=77",  # the wheel test builds without isolation, so without the network
