@@ -447,7 +447,8 @@ def test_counts_say_what_is_done_what_is_stale_and_why(database_url: str) -> Non
     assert states[Aspect.USAGE, "empty"] == 1
     assert states[Aspect.USAGE, "text changed"] == 1
     assert states[Aspect.USAGE, "new"] == 1
-    assert facts.empty_texts == {Aspect.DESCRIPTION: 0, Aspect.USAGE: 1, Aspect.FEATURE: 1}
+    # A blank usage is no usage, although the product has a name.
+    assert facts.empty_texts == {Aspect.DESCRIPTION: 0, Aspect.USAGE: 2, Aspect.FEATURE: 1}
     assert sum(facts.texts_to_embed.values()) == 3
 
 

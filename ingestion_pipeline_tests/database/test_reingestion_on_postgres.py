@@ -82,7 +82,8 @@ def _assert_complete(shop: Shop) -> None:
     query = sql.SQL("SELECT product_id, aspect, text FROM ({}\n) AS mapped").format(
         sql.SQL(shop.queries.product_texts())
     )
-    expected = {
+    ids = [id_ for (id_,) in shop.connection.execute("SELECT id FROM products")]
+    expected = {(id_, aspect): "" for id_ in ids for aspect in Aspect} | {
         (id_, Aspect(aspect)): cleaned(text) for id_, aspect, text in shop.connection.execute(query)
     }
     vectors = _vectors(shop)
