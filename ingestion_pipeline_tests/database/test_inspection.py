@@ -449,7 +449,7 @@ def test_counts_say_what_is_done_what_is_stale_and_why(database_url: str) -> Non
     assert states[Aspect.USAGE, "new"] == 1
     # A blank usage is no usage, although the product has a name.
     assert facts.empty_texts == {Aspect.DESCRIPTION: 0, Aspect.USAGE: 2, Aspect.FEATURE: 1}
-    assert sum(facts.texts_to_embed.values()) == 3
+    assert sum(facts.texts_to_embed.values()) == 2
 
 
 def test_free_space_is_measured_where_the_embedded_server_keeps_its_data(
