@@ -48,6 +48,9 @@ LEDGER_BYTES = 360  # an aspect's row in the ledger and its two indexes; 300 wit
 WAL_FACTOR = 4  # a bulk load logs 0.9 times what it writes, updates under HNSW indexes 4 times
 _PAGE_BYTES = 8_152
 _HNSW_LINK_BYTES = 250  # an element's neighbours, with m = 16
+MOST_EMPTIED = 0.5
+"""A run that empties more than this share of an aspect's vectors was not meant: a mapping broke."""
+
 SCARCE_SHARE = 0.9
 """Needing more than this share of what is free earns a warning: others write to that disk, too."""
 
@@ -151,6 +154,15 @@ def product_count(facts: CountFacts, settings: Settings) -> Verdict:
             f"The mapping gives no product of {name} any text: there is nothing to embed.",
             "Edit sql/product_texts.sql, and try it in psql.",
         )
+    for aspect, emptied in facts.emptied.items():
+        committed = facts.committed[aspect]
+        if emptied > committed * MOST_EMPTIED:
+            reasons.error(
+                f"A run would remove {emptied:,} of {committed:,} {aspect} vectors: the mapping "
+                "gives their products no text any more.",
+                f"Mend the mapping. If it is meant, first remove the rows of the aspect {aspect} "
+                "from ingestion.embedding_ledger.",
+            )
     ranges = max(facts.ranges, math.ceil(facts.products / per_range))
     if ranges > MOST_RANGES:
         fitting = math.ceil(facts.products / (MOST_RANGES * SCARCE_SHARE))

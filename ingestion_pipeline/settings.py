@@ -7,6 +7,7 @@ named with its file, its key and what was expected; no fallback hides it.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,7 +84,9 @@ def _default_aspects() -> dict[Aspect, AspectSettings]:
 class RangeSettings(_Section):
     """How the catalogue is cut into Dagster partitions."""
 
-    products_per_range: int = Field(default=250, ge=1, description="Products in a new range.")
+    products_per_range: int = Field(
+        default=250, ge=1, le=1_000_000, description="Products in a new range."
+    )
 
 
 class WorkSettings(_Section):
@@ -98,7 +101,7 @@ class WorkSettings(_Section):
         description="Padded tokens that go to the model, and are committed, at once.",
     )
     lease_seconds: int = Field(
-        default=300, ge=5, description="How long a silent worker keeps its range."
+        default=300, ge=5, le=86_400, description="How long a silent worker keeps its range."
     )
     max_failed_products: int = Field(
         default=100, ge=0, description="More failed products than this and verification fails."
@@ -123,6 +126,11 @@ class ScheduleSettings(_Section):
     def _five_fields(cls, cron: str) -> str:
         if len(cron.split()) != 5:  # noqa: PLR2004 - minute, hour, day, month, weekday
             raise ValueError("expected five fields: minute hour day month weekday")
+        highest = (59, 23, 31, 12, 7)
+        for field, most in zip(cron.split(), highest, strict=True):
+            numbers = [int(number) for number in re.findall(r"[0-9]+", field)]
+            if any(number > most for number in numbers):
+                raise ValueError(f"{field} is out of range: expected numbers up to {most}")
         return cron
 
 
@@ -192,6 +200,7 @@ def load_settings(file: Path | None = None, environ: Mapping[str, str] = os.envi
         )
     except ValidationError as error:
         raise SettingsError(_explained(error, file)) from error
+    _refuse_one_table_for_two(settings)
     return _with_absolute_paths(settings, folder)
 
 
@@ -254,6 +263,14 @@ def _explained(error: ValidationError, file: Path | None) -> str:
             expected = "unknown key; docs/settings.md lists every one"
         lines.append(f"{file or 'default settings'}: {key}: {expected}.")
     return "\n".join(lines)
+
+
+def _refuse_one_table_for_two(settings: Settings) -> None:
+    names = settings.catalogue
+    if len({names.products, names.v1, names.v2}) < 3:  # noqa: PLR2004 - three purposes
+        raise SettingsError(
+            f"{settings.file}: catalogue: products, v1 and v2 are three tables. Only v2 is written."
+        )
 
 
 def _with_absolute_paths(settings: Settings, folder: Path) -> Settings:

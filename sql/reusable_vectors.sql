@@ -16,6 +16,6 @@ CROSS JOIN LATERAL (
     WHERE ledger.text_digest = wanted.text_digest
         AND ledger.fingerprint = wanted.fingerprint
         AND ledger.outcome IN ('embedded', 'reused')
-        AND vector_of.embedding IS NOT NULL
+        AND vector_norm(vector_of.embedding) > 0
     LIMIT 1
 ) AS donor

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib import resources
 from pathlib import Path
 
@@ -141,8 +142,9 @@ def _dagster_variables(
     storage = os.environ.get("DAGSTER_PG_URL")
     if not storage:
         server = _started(data_directory, report)
-        server.create_database(DAGSTER_DATABASE)
-        variables["DAGSTER_PG_URL"] = server.sqlalchemy_url(DAGSTER_DATABASE)
+        database = _dagster_database(settings, server)
+        server.create_database(database)
+        variables["DAGSTER_PG_URL"] = server.sqlalchemy_url(database)
     elif storage.startswith(("postgresql://", "postgres://")):
         raise SettingsError(
             "DAGSTER_PG_URL names no driver, and Dagster would fail at its first run.\n"
@@ -160,6 +162,22 @@ def _dagster_variables(
     folder.mkdir(exist_ok=True)
     _link_dagster_yaml(folder / "dagster.yaml")
     return variables | {"DAGSTER_HOME": str(folder)}
+
+
+def _dagster_database(settings: Settings, server: LocalServer) -> str:
+    """A storage for each shop: ranges and runs of one must not be taken for another's."""
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+
+    url = settings.database_url.get_secret_value() if settings.database_url else None
+    if url is None or url == server.url(SHOP_DATABASE):
+        return DAGSTER_DATABASE
+    try:
+        parts = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        return DAGSTER_DATABASE  # connecting says what is wrong with it
+    place = "/".join(str(parts.get(name)) for name in ("host", "port", "dbname"))
+    return f"{DAGSTER_DATABASE}_{sha256(place.encode()).hexdigest()[:12]}"
 
 
 def _link_dagster_yaml(link: Path) -> None:

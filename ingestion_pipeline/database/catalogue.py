@@ -104,6 +104,11 @@ class Catalogue:
         rows = self._rows("texts_to_embed", **_wanted(fingerprints), **bounds(range_))
         return {str(fingerprint): texts for fingerprint, texts in rows}
 
+    def emptied_aspects(self, fingerprints: Mapping[Aspect, str]) -> dict[Aspect, tuple[int, int]]:
+        """By aspect: vectors that a run would remove, their text being empty now, of how many."""
+        rows = self._rows("emptied_aspects", **_wanted(fingerprints), **bounds(EVERYTHING))
+        return {Aspect(aspect): (emptied, committed) for aspect, committed, emptied in rows}
+
     def range_progress(
         self,
         ranges: Sequence[tuple[str, ProductIdRange]],

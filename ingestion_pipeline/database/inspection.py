@@ -170,6 +170,8 @@ class CountFacts:
     texts_to_embed: Mapping[str, int]  # fingerprint -> distinct texts
     empty_texts: Mapping[Aspect, int]  # products without text for the aspect
     ranges: int  # how many there are planned already
+    emptied: Mapping[Aspect, int] = field(default_factory=dict)  # vectors that would go
+    committed: Mapping[Aspect, int] = field(default_factory=dict)  # of so many on record
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,7 @@ def count_facts(
     [whole] = catalogue.range_progress([("", EVERYTHING)], fingerprints)
     look = _Inspector(connection, _queries(settings))
     texts = {row["aspect"]: row["texts"] for row in look.rows("inspect_texts")}
+    emptied = catalogue.emptied_aspects(fingerprints)
     return CountFacts(
         products=whole.products,
         stale_products=whole.stale_products,
@@ -247,6 +250,8 @@ def count_facts(
         texts_to_embed=catalogue.texts_to_embed(fingerprints),
         empty_texts={aspect: whole.products - texts.get(aspect, 0) for aspect in Aspect},
         ranges=ranges,
+        emptied={aspect: gone for aspect, (gone, _) in emptied.items()},
+        committed={aspect: committed for aspect, (_, committed) in emptied.items()},
     )
 
 

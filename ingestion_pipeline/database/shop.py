@@ -52,7 +52,10 @@ class Shop:
     def is_prepared(self) -> bool:
         """Whether v2 and the bookkeeping exist, so that a status can be read."""
         row = self._reference()
-        return row is not None and row[2] and row[3]
+        if row is None or not (row[2] and row[3]):
+            return False
+        self._check_described_table()
+        return True
 
     def prepare(self) -> None:
         """Create what is missing of v2 and the bookkeeping; change nothing that is there."""
@@ -84,6 +87,30 @@ class Shop:
                     for aspect in Aspect
                 }
                 self._run(create, id_column_type=_type(id_column_type), **dimensions)
+            if not self._check_described_table():
+                self.connection.execute(
+                    self.queries.compose("record_described_table"), self._v2_table()
+                )
+
+    def _check_described_table(self) -> bool:
+        """Whether the ledger is known to describe v2; `InputError` if it describes another table.
+
+        A ledger of another table would call vectors up to date that it has never seen.
+        """
+        with database_errors():
+            query = self.queries.compose("described_table")
+            row = self.connection.execute(query, self._v2_table()).fetchone()
+        described, named = row or (None, None)
+        if described is not None and described != named:
+            raise InputError(
+                f"The bookkeeping in schema ingestion describes {described}, and catalogue.v2 "
+                f"names {named}. One database keeps one v2: set catalogue.v2 = {described!r}, or "
+                "give up that one's bookkeeping with DROP SCHEMA ingestion CASCADE."
+            )
+        return described is not None
+
+    def _v2_table(self) -> dict[str, str]:
+        return {"v2_table": self.queries.regclass("product_embeddings_v2")}
 
     def _reference(self) -> tuple[str, bool, bool, bool, bool] | None:
         with database_errors():

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import dagster as dg
@@ -72,9 +73,10 @@ class LocalModels:
 
     def facts(self, settings: Settings) -> tuple[ModelFacts, ...]:
         """One fact a model, with all the aspects that it serves; reads files, to verify them."""
-        served: dict[str, list[Aspect]] = {}
+        served: dict[tuple[str, Path | None], list[Aspect]] = {}
         for aspect in Aspect:
-            served.setdefault(settings.fingerprint(aspect), []).append(aspect)
+            files = (settings.fingerprint(aspect), settings.aspects[aspect].path)
+            served.setdefault(files, []).append(aspect)
         return tuple(_facts(settings, tuple(aspects)) for aspects in served.values())
 
     def of(self, settings: Settings, report: Callable[[str], None]) -> Mapping[Aspect, AspectModel]:

@@ -293,7 +293,9 @@ def up_to_date(shop: Shop) -> CheckResult:
     """Every vector stands for today's text and the model of the settings."""
     rows = _rows(shop, "check_stale_products", **_states(shop), sample=SAMPLE)
     if not rows:
-        return CheckResult("up_to_date", "pass", "every vector stands for today's text and model")
+        return CheckResult(
+            "up_to_date", "pass", "the ledger has today's text and model for each vector"
+        )
     stale: dict[str, dict[str, int]] = {}
     for counted in shop.catalogue.aspect_counts(shop.settings.fingerprints):
         if counted.stale:

@@ -204,7 +204,7 @@ def test_a_table_of_the_bookkeeping_that_another_role_made_is_named(
 
     verdict = verdict_on(connection, settings)
 
-    assert "ingestion.embedding_ledger" in messages(verdict)
+    assert "ingestion.described_table" in messages(verdict)
     assert "lacks SELECT, INSERT, UPDATE, DELETE on product_embeddings_v2" in messages(verdict)
 
 

@@ -16,6 +16,7 @@ from psycopg import sql
 
 from ingestion_pipeline.aspects import Aspect
 from ingestion_pipeline.database.connection import connect
+from ingestion_pipeline.database.inspection import count_facts
 from ingestion_pipeline.database.shop import Shop, open_shop
 from ingestion_pipeline.embedding.embedder import Embeddings
 from ingestion_pipeline.errors import (
@@ -194,6 +195,29 @@ def test_an_edit_to_a_text_known_already_reuses_its_vector(shop: Shop) -> None:
     assert again.texts == []
     assert again.result.reused == 3
     _assert_complete(shop)
+
+
+def test_a_zero_vector_is_never_reused(shop: Shop) -> None:
+    run(shop)
+    zero = f"[{','.join(['0'] * DIMENSIONS[Aspect.USAGE])}]"
+    shop.connection.execute(
+        'UPDATE product_embeddings_v2 SET usage_embedding = %s WHERE "productId" = 1', [zero]
+    )
+    shop.connection.execute(
+        "INSERT INTO products SELECT 99, name, NULL, usage, NULL FROM products WHERE id = 1"
+    )
+    run(shop)
+    vector = _vectors(shop)[99, Aspect.USAGE]
+    assert vector is not None
+    assert np.linalg.norm(vector) > 0.9
+
+
+def test_a_mapping_that_would_empty_v2_is_counted_before_a_run(shop: Shop) -> None:
+    run(shop)
+    shop.connection.execute("UPDATE products SET usage = NULL")
+    facts = count_facts(shop.connection, shop.catalogue, shop.settings)
+    assert facts.emptied[Aspect.USAGE] == facts.committed[Aspect.USAGE] > 0
+    assert facts.emptied[Aspect.DESCRIPTION] == 0
 
 
 def test_a_deleted_product_takes_its_vectors_along(shop: Shop) -> None:

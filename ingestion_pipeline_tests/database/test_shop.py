@@ -234,3 +234,24 @@ def test_a_role_that_may_not_create_is_told_so(database_url: str, connection: Co
     finally:
         connection.execute("DROP OWNED BY onlooker")
         connection.execute("DROP ROLE onlooker")
+
+
+def test_a_ledger_is_never_taken_for_a_description_of_another_v2(
+    database_url: str, connection: Connection
+) -> None:
+    create_products(connection, products(3))
+    with prepared_shop(database_url):
+        pass
+    other = settings_for(database_url, catalogue=CatalogueSettings(v2="another_v2"))
+
+    with (
+        open_shop(other) as shop,
+        pytest.raises(InputError, match=r"describes .*_v2, and .*another"),
+    ):
+        shop.prepare()
+
+    connection.execute("DROP TABLE IF EXISTS another_v2")
+    connection.execute("ALTER TABLE product_embeddings_v2 RENAME TO another_v2")
+    with open_shop(other) as shop:
+        shop.prepare()
+        assert shop.is_prepared()

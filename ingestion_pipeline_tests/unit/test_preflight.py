@@ -503,6 +503,16 @@ def test_a_product_that_its_own_vector_does_not_find_blocks() -> None:
     assert "found 4 of the 5 products" in reasons(verdict)
 
 
+def test_a_mapping_that_would_empty_most_vectors_of_an_aspect_blocks() -> None:
+    few = replace(COUNTS, emptied={Aspect.USAGE: 50}, committed={Aspect.USAGE: 100})
+    most = replace(COUNTS, emptied={Aspect.USAGE: 51}, committed={Aspect.USAGE: 100})
+
+    assert not product_count(few, SETTINGS).blocking
+    verdict = product_count(most, SETTINGS)
+    assert verdict.blocking
+    assert "would remove 51 of 100 usage vectors" in reasons(verdict)
+
+
 def test_an_index_that_loses_a_product_is_named_and_stops_no_run() -> None:
     verdict = canary(replace(CANARY, found={Aspect.USAGE: Found(5, 4, "v2_usage_hnsw")}))
 

@@ -276,3 +276,13 @@ def test_a_secret_in_the_wrong_place_is_not_printed_with_the_error(tmp_path: Pat
     whole = "".join(traceback.format_exception(refused.value))
     assert "catalogue.database_url: unknown key" in whole
     assert "hunter2" not in whole
+
+
+def test_two_purposes_of_one_table_are_refused(tmp_path: Path) -> None:
+    assert "three tables" in _refusal('[catalogue]\nv2 = "product_embeddings"\n', tmp_path)
+
+
+def test_a_time_that_no_clock_shows_is_refused(tmp_path: Path) -> None:
+    refusal = _refusal('[schedule]\ncron = "99 2 * * *"\n', tmp_path)
+    assert "schedule.cron" in refusal
+    assert "99 is out of range" in refusal
