@@ -52,7 +52,7 @@ class Shop:
     def is_prepared(self) -> bool:
         """Whether v2 and the bookkeeping exist, so that a status can be read."""
         row = self._reference()
-        if row is None or not (row[2] and row[3]):
+        if row is None or not (row[2] and row[3]) or self._missing_migrations():
             return False
         self._check_described_table()
         return True
@@ -68,16 +68,9 @@ class Shop:
             if not schema_exists:
                 self._run("create_schema")
             self._run("create_migrations")
-            applied = {
-                row[0]
-                for row in self.connection.execute(self.queries.compose("applied_migrations"), {})
-            }
-            for name in names():
-                if name.startswith("migration_") and name not in applied:
-                    self._run(name)
-                    self.connection.execute(
-                        self.queries.compose("record_migration"), {"name": name}
-                    )
+            for name in self._missing_migrations():
+                self._run(name)
+                self.connection.execute(self.queries.compose("record_migration"), {"name": name})
             if not v2_exists:
                 create = "create_v2" if may_be_referenced else "create_v2_without_reference"
                 dimensions = {
@@ -91,6 +84,12 @@ class Shop:
                 self.connection.execute(
                     self.queries.compose("record_described_table"), self._v2_table()
                 )
+
+    def _missing_migrations(self) -> list[str]:
+        with database_errors():
+            rows = self.connection.execute(self.queries.compose("applied_migrations"), {})
+            applied = {name for (name,) in rows}
+        return [name for name in names() if name.startswith("migration_") and name not in applied]
 
     def _check_described_table(self) -> bool:
         """Whether the ledger is known to describe v2; `InputError` if it describes another table.
