@@ -133,7 +133,7 @@ def _reader(path: Path) -> Callable[[Path], _Columns]:
 
 
 def _open(path: Path) -> BinaryIO:
-    opened = gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")  # noqa: SIM115
+    opened = gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")  # noqa: SIM115 - the caller closes
     return cast("BinaryIO", opened)
 
 

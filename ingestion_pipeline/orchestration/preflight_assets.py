@@ -112,7 +112,7 @@ def _metadata(value: object) -> dg.MetadataValue:
         case None:
             return dg.MetadataValue.null()
         case _:
-            return dg.MetadataValue.json(value)  # type: ignore[arg-type]
+            return dg.MetadataValue.json(value)  # type: ignore[arg-type]  # verdicts hold JSON
 
 
 @contextmanager

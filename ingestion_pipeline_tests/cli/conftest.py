@@ -65,7 +65,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 
 
 @pytest.fixture
-def dagster(environment: Path, request: pytest.FixtureRequest) -> None:  # noqa: ARG001
+def dagster(environment: Path, request: pytest.FixtureRequest) -> None:  # noqa: ARG001 - order
     """Dagster's home and storage, of this test's own; after `environment` has unset the user's."""
     request.getfixturevalue("dagster_home")
 
@@ -87,7 +87,7 @@ def ingest(
 
 
 @pytest.fixture
-def program(environment: Path) -> Ingest:  # noqa: ARG001
+def program(environment: Path) -> Ingest:  # noqa: ARG001 - so that it is there
     """Runs a command line as the installed program, as a user does."""
 
     def run(*arguments: str | Path) -> Answer:
@@ -102,7 +102,7 @@ def program(environment: Path) -> Ingest:  # noqa: ARG001
 @pytest.fixture
 def shop_url(
     database_url: str,
-    environment: Path,  # noqa: ARG001
+    environment: Path,  # noqa: ARG001 - asked for so that it is there
     monkeypatch: pytest.MonkeyPatch,
 ) -> str:
     """DATABASE_URL, leading to an empty database that is no embedded one for the command."""
@@ -113,7 +113,7 @@ def shop_url(
 @pytest.fixture
 def embedded(
     server: LocalServer,
-    environment: Path,  # noqa: ARG001
+    environment: Path,  # noqa: ARG001 - asked for so that it is there
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[LocalServer]:
     """The session's server, as the embedded one of the command; its databases go afterwards."""
