@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from enum import StrEnum
+from typing import TypedDict, Unpack
 
 
 class Aspect(StrEnum):
@@ -24,31 +25,27 @@ class Aspect(StrEnum):
         return f"{self.value}_embedding"
 
 
-def fingerprint(
-    *,
-    provider: str,
-    model: str,
-    revision: str | None,
-    dimensions: int,
-    prefix: str,
-    normalize: bool,
-    max_tokens: int,
-    text_rules: int,
-) -> str:
-    """Digest of everything that must be equal for two vectors to be comparable.
+class FingerprintParts(TypedDict):
+    """Everything that must be equal for two vectors to be comparable.
+
+    The aspect is left out on purpose: two aspects that share a model share vectors.
+    """
+
+    provider: str
+    model: str
+    revision: str | None
+    dimensions: int
+    prefix: str
+    normalize: bool
+    max_tokens: int
+    text_rules: int
+
+
+def fingerprint(**parts: Unpack[FingerprintParts]) -> str:
+    """Digest of the parts, which a database can compare at a glance.
 
     Returns 16 hexadecimal characters (64 bits of SHA-256: a shop has a handful of fingerprints in
-    its life). The aspect is left out on purpose: two aspects that share a model share vectors.
+    its life).
     """
-    parts = {
-        "provider": provider,
-        "model": model,
-        "revision": revision,
-        "dimensions": dimensions,
-        "prefix": prefix,
-        "normalize": normalize,
-        "max_tokens": max_tokens,
-        "text_rules": text_rules,
-    }
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -10,6 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def halved(budget: int, batch: Sequence[int]) -> int:
+    """The budget once a batch of texts of these token lengths has turned out too large."""
+    return max(1, min(budget, max(batch) * len(batch)) // 2)
+
+
 def token_budget_batches(tokens: Sequence[int], budget: int) -> list[list[int]]:
     """Group texts so that each group's padded size, longest x count, is at most `budget` tokens.
 

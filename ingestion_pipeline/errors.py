@@ -5,19 +5,24 @@ The branch says what the work loop does about it; the class says what happened::
     IngestionError
     ├── PermanentTextError       one text cannot be embedded: bisect, record that product, go on
     ├── TransientError           may pass by itself: wait, then try again, within a bound
-    │   ├── InvalidAnswerError   an embedder's answer is not usable as a whole
-    │   └── LeaseLostError       another run took the range over: leave it to that run
+    │   ├── InvalidAnswerError   an embedder gave no usable answer: ask again once, then bisect
+    │   ├── BatchTooLargeError   no memory for a batch: halve the budget, ask again at once
+    │   ├── ConnectionLostError  the session is over: the next statement opens another
+    │   └── LeaseLostError       another run holds the range: leave it to that run
     ├── OutageError              nothing more can succeed: stop, keep the work, blame no product
     │   ├── DatabaseUnavailableError
     │   ├── DatabaseRightsError
     │   ├── DiskFullError
+    │   ├── OutOfMemoryError     not even one text fits
+    │   ├── TooManyFailuresError more failed products than the settings allow
     │   ├── WeightsError
-    │   └── RangeFailedError     the database refuses this range's rows: other ranges may go on
+    │   └── RangeFailedError     this range cannot be finished: other ranges may go on
     ├── SettingsError            ingestion.toml, an environment variable or an option is wrong
     ├── MappingError             sql/product_texts.sql is wrong
     ├── InputError               a file given to us is wrong
-    ├── PreflightError           a check before the run says no
-    └── InterruptedRunError      the user asked to stop
+    ├── InterruptedRunError      the user asked to stop
+    │   └── TerminatedRunError   the machine did, or its terminal was closed
+    └── PreflightError           a check before the run says no
 
 A message names the thing and the next step, and never holds a secret: whatever quotes a connection
 string passes through `redacted` first. Anything here belongs to no library: translating a library's
@@ -42,7 +47,15 @@ class TransientError(IngestionError):
 
 
 class InvalidAnswerError(TransientError):
-    """An embedder's answer has the wrong count, shape or type, so none of it can be believed."""
+    """An embedder gave no answer to a batch, or one of which nothing can be believed."""
+
+
+class BatchTooLargeError(TransientError):
+    """The process or the device has no memory for a batch of this size."""
+
+
+class ConnectionLostError(TransientError):
+    """The session with the database is over: the server ended it, or the line is dead."""
 
 
 class LeaseLostError(TransientError):
@@ -65,12 +78,20 @@ class DiskFullError(OutageError):
     """No space left, in the server or beside it."""
 
 
+class OutOfMemoryError(OutageError):
+    """There is no memory to embed even one text."""
+
+
+class TooManyFailuresError(OutageError):
+    """More products have failed than the settings allow: what is wrong is not the products."""
+
+
 class WeightsError(OutageError):
     """Model files are missing, cannot be fetched, or are not the pinned ones."""
 
 
 class RangeFailedError(OutageError):
-    """The database refuses to store rows of one range; the others are not affected."""
+    """One range cannot be finished; the others are not affected."""
 
 
 class SettingsError(IngestionError):
@@ -91,6 +112,10 @@ class PreflightError(IngestionError):
 
 class InterruptedRunError(IngestionError):
     """The user asked to stop; everything committed is kept."""
+
+
+class TerminatedRunError(InterruptedRunError):
+    """The process was told to end, or its terminal was closed; everything committed is kept."""
 
 
 # Up to the last @: a password may hold / and @ that should have been percent-encoded.

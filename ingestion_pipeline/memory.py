@@ -1,12 +1,39 @@
-"""How much memory this process may still take, on this machine and in its container."""
+"""How much memory this process may still take, on this machine and in its container; and what is
+said when it has none.
+"""
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
+from ingestion_pipeline.errors import OutOfMemoryError
+
 CONTAINER = Path("/sys/fs/cgroup")  # where a container finds its own limits
+
+
+@contextmanager
+def memory_errors(remedy: str) -> Iterator[None]:
+    """Turn a `MemoryError` inside into `OutOfMemoryError`, which says how to do with less."""
+    try:
+        yield
+    except MemoryError as error:
+        # What the frames of the failed work hold is needed to come to an orderly end.
+        traceback.clear_frames(error.__traceback__)
+        raise out_of_memory(error, remedy) from error
+
+
+def out_of_memory(error: MemoryError, remedy: str) -> OutOfMemoryError:
+    """The error to tell of; `remedy` is a sentence."""
+    said = f" ({error})" if str(error) else ""
+    return OutOfMemoryError(
+        f"This process has no memory left{said}. {remedy} Then run the same command again: "
+        "everything committed is kept."
+    )
 
 
 def free_memory_bytes(container: Path = CONTAINER) -> int:

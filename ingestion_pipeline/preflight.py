@@ -17,6 +17,7 @@ from ingestion_pipeline.database.inspection import CountFacts, DiskFacts
 from ingestion_pipeline.preflight_database import database_connection
 from ingestion_pipeline.progress import duration
 from ingestion_pipeline.settings import Settings
+from ingestion_pipeline.staleness import causes, in_words
 from ingestion_pipeline.verdict import JSON, Reason, Reasons, Verdict, failed_to_look
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Reason",
     "Verdict",
     "canary",
+    "canary_held",
     "database_connection",
     "disk_bytes_needed",
     "disk_space",
@@ -196,6 +198,7 @@ def product_count(facts: CountFacts, settings: Settings) -> Verdict:
             "failed": facts.failed_products,
             "aspects": states,
             "stale_aspects": stale,
+            "stale_because": causes(facts, settings),
             "texts_to_embed": texts,
             "texts_to_embed_by_model": _by_model(facts.texts_to_embed, settings),
             "empty_texts": {aspect.value: facts.empty_texts.get(aspect, 0) for aspect in Aspect},
@@ -203,6 +206,7 @@ def product_count(facts: CountFacts, settings: Settings) -> Verdict:
         },
         f"{facts.products:,} products, {done:,} done, {facts.stale_products:,} stale; "
         f"{texts:,} distinct texts to embed",
+        in_words(facts, settings),
     )
 
 
@@ -324,7 +328,8 @@ def canary(facts: CanaryFacts) -> Verdict:
     if facts.failed:
         message = f"{facts.failed:,} aspects of the first {facts.products:,} products failed."
         remedy = "`ingest failures` says why."
-        if facts.embedded or facts.reused:
+        # A few that fail again, where nothing else was stale, say nothing against the model.
+        if facts.embedded or facts.reused or facts.failed < facts.products:
             reasons.warning(message, remedy)
         else:
             reasons.error(message, remedy)
@@ -370,6 +375,16 @@ def canary(facts: CanaryFacts) -> Verdict:
         },
         _canary_summary(facts, left, seconds),
     )
+
+
+def canary_held(held: str) -> Verdict:
+    """The first products are in another run's hands, which takes them the same way just now."""
+    reasons = Reasons("canary")
+    reasons.unknown(
+        f"The first products were not tried: {held}",
+        "That run tries them now; `ingest status` shows how it goes.",
+    )
+    return reasons.verdict({"held": held}, "left to the run that works on the first products")
 
 
 def _drop_index(name: str) -> str:

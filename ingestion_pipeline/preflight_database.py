@@ -395,6 +395,14 @@ def _judge_mapping(reasons: Reasons, mapping: MappingFacts, id_type: IdType | No
         )
         return
     _judge_mapping_types(reasons, mapping, id_type)
+    if mapping.unsteady:
+        reasons.error(
+            f"{file} gives other texts each time it is asked, of the same products: "
+            f"{_sampled(mapping.unsteady, len(mapping.unsteady))}. Every run would embed them "
+            "again.",
+            "Take out what changes by itself, such as random(), now() or clock_timestamp(): a text "
+            "follows from the product alone. string_agg needs an ORDER BY.",
+        )
     if mapping.aspects is not None:
         _judge_mapping_rows(reasons, file, mapping.aspects)
 

@@ -6,25 +6,27 @@ ledger rows. No transaction is open while the model works, and whatever happens,
 carries on from what is committed.
 
 This module owns the Protocols of what it needs and knows neither PostgreSQL nor Dagster nor any
-model; those are handed in.
+model; those are handed in. How a batch gets its answers is `asking`, how long one waits `patience`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import Protocol
 
+from ingestion_pipeline.asking import Asking
 from ingestion_pipeline.aspects import Aspect
-from ingestion_pipeline.batching import token_budget_batches
-from ingestion_pipeline.embedding.embedder import Embedder, Embeddings, validate
+from ingestion_pipeline.batching import halved, token_budget_batches
+from ingestion_pipeline.embedding.embedder import Embedder
 from ingestion_pipeline.errors import (
-    LeaseLostError,
-    PermanentTextError,
-    RangeFailedError,
-    TransientError,
+    BatchTooLargeError,
+    OutOfMemoryError,
+    TooManyFailuresError,
 )
+from ingestion_pipeline.patience import Patience
 from ingestion_pipeline.ranges import ProductId, ProductIdRange
 from ingestion_pipeline.texts import cleaned
 from ingestion_pipeline.work import (
@@ -40,25 +42,17 @@ from ingestion_pipeline.work import (
 MAX_PASSES = 3
 """Passes over a range whose texts are edited while it is worked on; the rest stays stale."""
 
-MAX_ATTEMPTS = 5
-"""Attempts at a batch or a commit that meets transient errors."""
-
-FIRST_WAIT_SECONDS = 0.2
-"""Doubled after each further attempt."""
-
 TextKey = tuple[bytes, str]
 """A text digest and a fingerprint: what a vector stands for."""
-
-T = TypeVar("T")
 
 
 class Catalogue(Protocol):
     """Where stale texts come from."""
 
-    def pages(
+    def page(
         self, range_: ProductIdRange, fingerprints: Mapping[Aspect, str], products: int
-    ) -> Iterator[list[StaleText]]:
-        """Pages of stale texts, `products` products each, in the order of ids."""
+    ) -> tuple[list[StaleText], ProductIdRange | None]:
+        """The stale texts of a range's first `products` products, and what is left of the range."""
         ...
 
 
@@ -83,8 +77,13 @@ class Store(Protocol):
         """Write vectors, ledger, failures and spend in one transaction.
 
         Returns the results that were written; the others' text has changed or their product is
-        gone. Raises `LeaseLostError` if the lease is no longer ours; nothing is then written.
+        gone. Raises `LeaseLostError` if the lease is no longer ours; nothing is then written. The
+        same commit again, after a reply that was lost, changes nothing.
         """
+        ...
+
+    def failed_product_count(self) -> int:
+        """Products that failed, in this run or before, and are not waiting to be tried again."""
         ...
 
 
@@ -98,11 +97,18 @@ class AspectModel:
 
 @dataclass(frozen=True)
 class Pace:
-    """Bounds on what the loop holds and sends at once, and on its lease."""
+    """Bounds on what the loop holds and sends at once, waits for, and puts up with.
+
+    `lease_seconds` is how long a silent worker keeps its range, `retry_seconds` how long transient
+    errors of one kind of work may go on; more failed products than `max_failed_products` (None: any
+    number) end the run.
+    """
 
     products_per_page: int
     tokens_per_batch: int
     lease_seconds: int
+    retry_seconds: float = 120.0
+    max_failed_products: int | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,7 @@ class RangeResult:
 
     `outdated` aspects changed under our hands in every pass and are left to the next run. `tokens`
     went to a model; `seconds` were spent on the whole range, `model_seconds` of them in models.
+    `tokens_per_batch` is less than what the pace allows where memory did not suffice for that.
     """
 
     products: int = 0
@@ -123,6 +130,7 @@ class RangeResult:
     tokens: int = 0
     seconds: float = 0.0
     model_seconds: float = 0.0
+    tokens_per_batch: int = 0
 
 
 @dataclass(frozen=True)
@@ -148,35 +156,42 @@ def reingest(  # noqa: PLR0913 - everything that the loop touches is handed in
     owner: RunIdentity,
     pace: Pace,
     report: Callable[[RangeStep], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> RangeResult:
     """Bring every aspect of every product of `range_` up to date, or record why not.
 
-    Raises `LeaseLostError` when another run holds the range, `RangeFailedError` when this range
-    cannot be stored or keeps meeting transient errors, and another `OutageError` when nothing more
-    can succeed. What was committed before stays, and is not done again.
+    `report` hears of every commit, `say` of what takes time or takes less: waiting, smaller
+    batches. Raises `LeaseLostError` when another run holds the range, `RangeFailedError` when this
+    range cannot be stored or keeps meeting transient errors, and another `OutageError` when nothing
+    more can succeed. What was committed before stays, and is not done again.
     """
     started = clock()
-    fingerprints = {aspect: model.fingerprint for aspect, model in models.items()}
-    embedders = {model.fingerprint: model.embedder for model in models.values()}
-    lease = _persistently(lambda: store.claim(range_, owner, pace.lease_seconds), sleep)
-    loop = _Loop(store, lease, embedders, pace, report, clock, sleep)
-
-    def work_through() -> None:
-        loop.tally.result = replace(loop.tally.result, outdated=0)
-        for page in catalogue.pages(range_, fingerprints, pace.products_per_page):
-            loop.bring_up_to_date(page)
-
+    patience = Patience(pace.retry_seconds, say, clock, sleep)
+    lease = patience(lambda: store.claim(range_, owner, pace.lease_seconds))
+    loop = _Loop(
+        catalogue=catalogue,
+        store=store,
+        lease=lease,
+        models=models,
+        pace=pace,
+        report=report,
+        say=say,
+        clock=clock,
+        patience=patience,
+        tokens_per_batch=pace.tokens_per_batch,
+    )
     try:
         for _ in range(MAX_PASSES):
-            # A read that fails is begun again from the first page: what is committed is not stale.
-            _persistently(work_through, sleep)
+            loop.work_through(range_)
             if not loop.tally.result.outdated:
                 break
     finally:
         store.release(lease)
-    return replace(loop.tally.result, seconds=clock() - started)
+    return replace(
+        loop.tally.result, seconds=clock() - started, tokens_per_batch=loop.tokens_per_batch
+    )
 
 
 @dataclass
@@ -230,16 +245,32 @@ class _Tally:
 
 @dataclass
 class _Loop:
+    catalogue: Catalogue
     store: Store
     lease: Lease
-    embedders: Mapping[str, Embedder]
+    models: Mapping[Aspect, AspectModel]
     pace: Pace
     report: Callable[[RangeStep], None]
+    say: Callable[[str], None]
     clock: Callable[[], float]
-    sleep: Callable[[float], None]
+    patience: Patience
+    tokens_per_batch: int
     tally: _Tally = field(default_factory=_Tally)
 
-    def bring_up_to_date(self, page: Sequence[StaleText]) -> None:
+    def work_through(self, range_: ProductIdRange) -> None:
+        """Take the whole range once, page by page."""
+        self.tally.result = replace(self.tally.result, outdated=0)
+        rest: ProductIdRange | None = range_
+        while rest is not None:
+            page, rest = self._page(rest)
+            self._bring_up_to_date(page)
+
+    def _page(self, range_: ProductIdRange) -> tuple[list[StaleText], ProductIdRange | None]:
+        fingerprints = {aspect: model.fingerprint for aspect, model in self.models.items()}
+        products = self.pace.products_per_page
+        return self.patience(lambda: self.catalogue.page(range_, fingerprints, products))
+
+    def _bring_up_to_date(self, page: Sequence[StaleText]) -> None:
         """Commit a result for every stale text of a page."""
         self.tally.begin(page)
         wanted: dict[TextKey, list[StaleText]] = {}
@@ -249,12 +280,13 @@ class _Loop:
                 wanted.setdefault((stale.digest, stale.fingerprint), []).append(stale)
             else:
                 settled.append(AspectResult(stale, Outcome.EMPTY))
-        known = _persistently(lambda: self.store.known_vectors(wanted), self.sleep)
+        known = self.patience(lambda: self.store.known_vectors(wanted))
         for key, vector in known.items():
             settled += [AspectResult(it, Outcome.REUSED, vector) for it in wanted.pop(key)]
         if settled:
             self._commit(settled, Spend())
-        for fingerprint, embedder in self.embedders.items():
+        embedders = {model.fingerprint: model.embedder for model in self.models.values()}
+        for fingerprint, embedder in embedders.items():
             groups = [group for (_, wants), group in wanted.items() if wants == fingerprint]
             self._embed(groups, fingerprint, embedder)
 
@@ -264,98 +296,81 @@ class _Loop:
         """Embed the one text that each group shares, and commit batch by batch."""
         texts = [cleaned(group[0].text) for group in groups]
         tokens = embedder.count_tokens(texts)
-        for batch in token_budget_batches(tokens, self.pace.tokens_per_batch):
+        batches = deque(token_budget_batches(tokens, self.tokens_per_batch))
+        while batches:
+            batch = batches.popleft()
             started = self.clock()
-            answer = _Answer(embedder, self.sleep)
-            answer.ask([texts[position] for position in batch])
-            spend = Spend(
-                fingerprint=fingerprint,
-                requests=answer.requests,
-                texts=len(batch),
-                tokens=answer.tokens,
-                seconds=self.clock() - started,
-            )
-            results = [
-                result
-                for position, vector in zip(batch, answer.vectors, strict=True)
-                for result in _results(groups[position], vector)
-            ]
-            self._commit(results, spend)
+            asking = Asking(embedder, [texts[position] for position in batch], self.patience)
+            try:
+                asking.ask()
+            except BatchTooLargeError as error:
+                self._ask_for_less([tokens[position] for position in batch], error)
+                left = [
+                    *(batch[number] for number in asking.unanswered),
+                    *(position for later in batches for position in later),
+                ]
+                smaller = token_budget_batches(
+                    [tokens[position] for position in left], self.tokens_per_batch
+                )
+                batches = deque([left[number] for number in group] for group in smaller)
+            finally:
+                # What has been answered is paid for, so it is kept whatever came of the rest.
+                if results := _results(asking, [groups[position] for position in batch]):
+                    spend = Spend(
+                        fingerprint=fingerprint,
+                        requests=asking.requests,
+                        texts=len(asking.vectors) + len(asking.reasons),
+                        tokens=asking.tokens,
+                        seconds=self.clock() - started,
+                    )
+                    self._commit(results, spend)
+
+    def _ask_for_less(self, batch: Sequence[int], error: BatchTooLargeError) -> None:
+        """Halve the budget for the rest of the range."""
+        if len(batch) == 1:
+            raise OutOfMemoryError(
+                f"There is no memory to embed one text of {batch[0]:,} tokens: {error} Free some, "
+                "or lower max_tokens of the aspect's model."
+            ) from error
+        self.tokens_per_batch = halved(self.tokens_per_batch, batch)
+        self.say(
+            f"There is no memory for {len(batch)} texts at once: going on with at most "
+            f"{self.tokens_per_batch:,} tokens a batch. work.tokens_per_batch sets it from the "
+            "start."
+        )
 
     def _commit(self, results: Sequence[AspectResult], spend: Spend) -> None:
-        written = _persistently(lambda: self.store.commit(self.lease, results, spend), self.sleep)
+        written = self.patience(lambda: self.store.commit(self.lease, results, spend))
         self.report(self.tally.add(written, len(results) - len(written), spend))
+        if any(result.outcome is Outcome.FAILED for result in written):
+            self._stop_at_too_many_failures()
 
-
-@dataclass
-class _Answer:
-    """A vector, or the reason why there is none, for each text of a batch, in its order."""
-
-    embedder: Embedder
-    sleep: Callable[[float], None]
-    vectors: list[KnownVector | str] = field(default_factory=list)
-    requests: int = 0
-    tokens: int = 0
-
-    def ask(self, texts: Sequence[str], *, again: bool = False) -> None:
-        """Append the answers to `texts`; a text that the model cannot take is found by halving."""
-        try:
-            embeddings, bad = _persistently(lambda: self._request(texts), self.sleep)
-        except PermanentTextError as error:
-            if len(texts) == 1:
-                self.vectors.append(str(error))
-                return
-            middle = len(texts) // 2
-            self.ask(texts[:middle])
-            self.ask(texts[middle:])
+    def _stop_at_too_many_failures(self) -> None:
+        allowed = self.pace.max_failed_products
+        if allowed is None:
             return
-        for position, text in enumerate(texts):
-            if position not in bad:
-                self.vectors.append(
-                    KnownVector(
-                        embeddings.vectors[position],
-                        embeddings.tokens[position],
-                        embeddings.truncated[position],
-                    )
-                )
-            elif again:
-                self.vectors.append("The model's vector is zero or not finite, twice.")
-            else:
-                self.ask([text], again=True)
-
-    def _request(self, texts: Sequence[str]) -> tuple[Embeddings, set[int]]:
-        self.requests += 1
-        embeddings = self.embedder.embed(texts)
-        self.tokens += sum(embeddings.tokens)
-        bad = validate(embeddings, expected_count=len(texts), dimensions=self.embedder.dimensions)
-        return embeddings, set(bad)
+        failed = self.patience(self.store.failed_product_count)
+        if failed > allowed:
+            raise TooManyFailuresError(
+                f"{failed:,} products have failed, more than work.max_failed_products = "
+                f"{allowed:,}, so the run stops. `ingest failures` lists the reasons; once they "
+                "are mended, `ingest failures --retry` goes on."
+            )
 
 
-def _results(group: Sequence[StaleText], answer: KnownVector | str) -> list[AspectResult]:
-    if isinstance(answer, str):
-        return [AspectResult(stale, Outcome.FAILED, reason=answer) for stale in group]
-    first, *others = group
-    return [
-        AspectResult(first, Outcome.EMBEDDED, answer),
-        *(AspectResult(stale, Outcome.REUSED, answer) for stale in others),
-    ]
+def _results(asking: Asking, groups: Sequence[Sequence[StaleText]]) -> list[AspectResult]:
+    """What is known of the texts that were asked for, for every aspect that shares them."""
+    results = []
+    for position, vector in asking.vectors.items():
+        first, *others = groups[position]
+        results.append(AspectResult(first, Outcome.EMBEDDED, vector))
+        results += [AspectResult(stale, Outcome.REUSED, vector) for stale in others]
+    for position, reason in asking.reasons.items():
+        results += [
+            AspectResult(stale, Outcome.FAILED, reason=reason) for stale in groups[position]
+        ]
+    return results
 
 
 def _truncated(result: AspectResult) -> bool:
     return result.known is not None and result.known.truncated
-
-
-def _persistently(action: Callable[[], T], sleep: Callable[[float], None]) -> T:
-    """Do `action`, again after a wait when it meets a transient error, within bounds."""
-    wait = FIRST_WAIT_SECONDS
-    for attempt in range(1, MAX_ATTEMPTS + 1):
-        try:
-            return action()
-        except LeaseLostError:
-            raise
-        except TransientError as error:
-            if attempt == MAX_ATTEMPTS:
-                raise RangeFailedError(f"Gave up after {attempt} attempts. {error}") from error
-        sleep(wait)
-        wait *= 2
-    raise AssertionError("unreachable: the last attempt returns or raises")

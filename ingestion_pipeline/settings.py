@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
-from ingestion_pipeline.aspects import Aspect, fingerprint
+from ingestion_pipeline.aspects import Aspect, FingerprintParts, fingerprint
 from ingestion_pipeline.errors import SettingsError
 from ingestion_pipeline.texts import TEXT_RULES
 
@@ -103,8 +103,11 @@ class WorkSettings(_Section):
     lease_seconds: int = Field(
         default=300, ge=5, le=86_400, description="How long a silent worker keeps its range."
     )
+    retry_seconds: int = Field(
+        default=120, ge=0, description="How long a transient error is tried again: a restart, say."
+    )
     max_failed_products: int = Field(
-        default=100, ge=0, description="More failed products than this and verification fails."
+        default=100, ge=0, description="More failed products than this: the run stops, checks fail."
     )
 
 
@@ -151,10 +154,10 @@ class Settings(_Section):
     model_cache: Path = Field(description="Where model files are kept, shared by all projects.")
     database_url: SecretStr | None = Field(default=None, description="From DATABASE_URL.")
 
-    def fingerprint(self, aspect: Aspect) -> str:
-        """The fingerprint of the aspect's vectors under these settings."""
+    def fingerprint_parts(self, aspect: Aspect) -> FingerprintParts:
+        """What the fingerprint of the aspect's vectors stands for."""
         model = self.aspects[aspect]
-        return fingerprint(
+        return FingerprintParts(
             provider=model.provider,
             model=model.model,
             revision=model.revision,
@@ -164,6 +167,10 @@ class Settings(_Section):
             max_tokens=model.max_tokens,
             text_rules=TEXT_RULES,
         )
+
+    def fingerprint(self, aspect: Aspect) -> str:
+        """The fingerprint of the aspect's vectors under these settings."""
+        return fingerprint(**self.fingerprint_parts(aspect))
 
     @property
     def fingerprints(self) -> dict[Aspect, str]:

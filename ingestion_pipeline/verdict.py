@@ -29,12 +29,16 @@ class Reason:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one check says: every reason, and the facts that a person wants to see either way."""
+    """What one check says: every reason, and what a person wants to see either way.
+
+    `summary` is a line, `details` are more of them, and `facts` are for machines.
+    """
 
     check: str
     reasons: tuple[Reason, ...]
     facts: Mapping[str, JSON] = field(default_factory=dict)
     summary: str = ""
+    details: tuple[str, ...] = ()
 
     @property
     def status(self) -> Status:
@@ -62,6 +66,7 @@ class Verdict:
         words = {"error": "✗", "warning": "!", "unknown": "?"}
         return [
             f"{head} · {self.summary}" if self.summary else head,
+            *self.details,
             *(f"{words[reason.severity]} {reason}" for reason in self.reasons),
         ]
 
@@ -72,6 +77,7 @@ class Verdict:
             "status": self.status,
             "blocking": self.blocking,
             "summary": self.summary,
+            "details": list(self.details),
             "reasons": [
                 {"severity": reason.severity, "message": reason.message, "remedy": reason.remedy}
                 for reason in self.reasons
@@ -99,9 +105,11 @@ class Reasons:
         """Add something that could not be looked at, and so is never a pass."""
         self._reasons.append(Reason(self.check, "unknown", message, remedy))
 
-    def verdict(self, facts: Mapping[str, JSON], summary: str = "") -> Verdict:
+    def verdict(
+        self, facts: Mapping[str, JSON], summary: str = "", details: Sequence[str] = ()
+    ) -> Verdict:
         """All of them, with what was seen."""
-        return Verdict(self.check, tuple(self._reasons), facts, summary)
+        return Verdict(self.check, tuple(self._reasons), facts, summary, tuple(details))
 
 
 def failed_to_look(check: str, reason: str) -> Verdict:

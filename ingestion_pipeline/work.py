@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
 
 from ingestion_pipeline.aspects import Aspect
 from ingestion_pipeline.ranges import ProductId
@@ -56,13 +57,17 @@ class AspectResult:
 
 @dataclass(frozen=True)
 class Spend:
-    """What one batch took: requests to the model, distinct texts, tokens and seconds."""
+    """What one batch took: requests to the model, distinct texts, tokens and seconds.
+
+    `batch` names it, so that a commit whose reply was lost is not counted twice.
+    """
 
     fingerprint: str | None = None
     requests: int = 0
     texts: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    batch: UUID = field(default_factory=uuid4)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from ingestion_pipeline.aspects import Aspect
 from ingestion_pipeline.database.connection import Connection
 from ingestion_pipeline.database.queries import identifier
+from ingestion_pipeline.database.session import Session
 from ingestion_pipeline.database.shop import Shop, open_shop
 from ingestion_pipeline.embedding.embedder import Embeddings
 from ingestion_pipeline.errors import PermanentTextError
@@ -76,7 +77,7 @@ def create_products(
 
 
 def add_products(
-    connection: Connection, rows: Iterable[Product], *, table: str = "products"
+    connection: Connection | Session, rows: Iterable[Product], *, table: str = "products"
 ) -> None:
     """Insert products."""
     insert = sql.SQL("INSERT INTO {} VALUES (%s, %s, %s, %s, %s)").format(identifier(table))

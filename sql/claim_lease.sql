@@ -5,6 +5,6 @@ VALUES (
     %(first)s::{id_type},
     %(end)s::{id_type},
     %(run_id)s,
-    now() + make_interval(secs => %(seconds)s)
+    clock_timestamp() + make_interval(secs => %(seconds)s)
 )
 RETURNING fence, expires_at

@@ -11,3 +11,4 @@ WHERE NOT EXISTS (
     WHERE products.id = incoming.product_id
         AND sha256(convert_to(coalesce(aspect_text.text, ''), 'UTF8')) = incoming.text_digest
 )
+RETURNING product_id, aspect

@@ -14,4 +14,3 @@ ON CONFLICT (product_id, aspect) DO UPDATE SET
     truncated = EXCLUDED.truncated,
     run_id = EXCLUDED.run_id,
     written_at = EXCLUDED.written_at
-RETURNING product_id, aspect

@@ -21,6 +21,7 @@ import typer
 from ingestion_pipeline.cli import terminal
 from ingestion_pipeline.cli.exit_codes import ExitCode, exit_code
 from ingestion_pipeline.errors import IngestionError, redacted
+from ingestion_pipeline.stopping import ignore, interruptible, stop_request
 
 app = typer.Typer(
     name="ingest",
@@ -234,7 +235,9 @@ def demo(as_json: AsJson = False, settings: SettingsFile = None) -> int:
 
 def main() -> None:
     """The console entry point."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    ignore()  # Python's own last moments would answer an impatient Ctrl-C with a trace
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -242,17 +245,18 @@ def run(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without our marks shows others
-    try:
-        code = app(arguments, prog_name="ingest", standalone_mode=False)
-    except IngestionError as error:
-        return _told(error, arguments)
-    except typer.TyperException as error:
-        return _told_usage(error)
-    except Exception as error:  # noqa: BLE001 - the last line of defence, and it tells where to look
-        return _told_unexpected(error, arguments)
-    if code == ExitCode.INTERRUPTED:
-        _complain("Interrupted. Everything committed is kept.\n→ The same command carries on.")
-    return int(code or ExitCode.OK)
+    with stop_request() as stop, interruptible():
+        try:
+            code = app(arguments, prog_name="ingest", standalone_mode=False)
+        except IngestionError as error:
+            return _told(error, arguments)
+        except typer.TyperException as error:
+            return _told_usage(error)
+        except Exception as error:  # noqa: BLE001 - the last line of defence, and it tells where to look
+            return _told_unexpected(error, arguments)
+        if code == ExitCode.INTERRUPTED:  # what Typer makes of a KeyboardInterrupt
+            return _told(stop.error(), arguments)
+        return int(code or ExitCode.OK)
 
 
 def _told(error: IngestionError, arguments: list[str]) -> int:
@@ -274,19 +278,39 @@ def _told_usage(error: typer.TyperException) -> int:
 
 
 def _told_unexpected(error: Exception, arguments: list[str]) -> int:
+    ran_out = _what_ran_out(error)
+    if ran_out is not None:
+        return _told(ran_out, arguments)
     trace = redacted("".join(traceback.format_exception(error)))
     message = redacted(f"{type(error).__name__}: {error}")
     if os.environ.get("INGESTION_DEBUG"):
         sys.stderr.write(trace)
         where = ""
     else:
-        where = f"\n→ Where it came from is in {_written(trace)}; --debug shows it."
+        try:
+            where = f"\n→ Where it came from is in {_written(trace)}; --debug shows it."
+        except OSError as unwritten:
+            where = f"\n→ --debug shows where it came from ({unwritten}, so no file holds it)."
     _complain(f"Something unexpected happened: {message}{where}")
     if "--json" in arguments:
         terminal.print_json(
             {"error": {"kind": "Unexpected", "message": message}, "exit_code": ExitCode.UNEXPECTED}
         )
     return ExitCode.UNEXPECTED
+
+
+def _what_ran_out(error: Exception) -> IngestionError | None:
+    """What to say where this machine's disk or memory ran out; None where it did not."""
+    from ingestion_pipeline.disk import disk_full_beside
+    from ingestion_pipeline.memory import out_of_memory
+    from ingestion_pipeline.settings import load_settings
+
+    if isinstance(error, MemoryError):
+        return out_of_memory(error, "Let other programs give some back.")
+    try:
+        return disk_full_beside(error, load_settings())
+    except IngestionError:
+        return None  # without settings nothing is known of our places
 
 
 def _written(trace: str) -> Path:

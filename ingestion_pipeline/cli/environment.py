@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ingestion_pipeline.database import local_server
 from ingestion_pipeline.database.local_server import LocalServer
+from ingestion_pipeline.disk import full_disk_told
 from ingestion_pipeline.errors import SettingsError
 from ingestion_pipeline.settings import Settings, load_settings
 
@@ -54,14 +55,25 @@ def prepare(
 ) -> Environment:
     """Find or start the shop's database and, where `dagster`, Dagster's storage and home.
 
-    `report` is told what takes a moment. Raises SettingsError, DatabaseUnavailableError.
+    `report` is told what takes a moment. Raises SettingsError, DatabaseUnavailableError,
+    DiskFullError.
     """
     given = load_settings()
-    data_directory = data_directory_of(given)
     variables = {"INGESTION_HOME": str(given.home)}
     if given.file:
         variables["INGESTION_SETTINGS"] = str(given.file)
+    with full_disk_told(given):
+        embedded, found = _found(given, dagster=dagster, report=report)
+    os.environ.update(variables | found)
+    return Environment(load_settings(), embedded, variables | found)
 
+
+def _found(
+    given: Settings, *, dagster: bool, report: Callable[[str], None]
+) -> tuple[bool, dict[str, str]]:
+    """Whether the shop's database is embedded, and the variables that lead to what is there now."""
+    data_directory = data_directory_of(given)
+    variables: dict[str, str] = {}
     url = given.database_url.get_secret_value() if given.database_url else None
     embedded = url is None or _is_embedded(url, data_directory)
     if embedded:
@@ -71,8 +83,7 @@ def prepare(
             variables["DATABASE_URL"] = server.url(SHOP_DATABASE)
     if dagster:
         variables |= _dagster_variables(given, data_directory, report)
-    os.environ.update(variables)
-    return Environment(load_settings(), embedded, variables)
+    return embedded, variables
 
 
 def reach(settings: Settings) -> None:

@@ -17,6 +17,7 @@ from ingestion_pipeline.errors import (
     PreflightError,
     RangeFailedError,
     SettingsError,
+    TerminatedRunError,
     TransientError,
 )
 
@@ -33,6 +34,7 @@ class ExitCode(IntEnum):
     INCOMPLETE = 6  # finished, but some products or ranges failed
     OUTAGE = 7
     INTERRUPTED = 130  # as the shell gives for Ctrl-C
+    TERMINATED = 143  # as it gives for SIGTERM; a closed terminal, too
 
 
 # The first class that fits, so a subclass stands before its base.
@@ -46,6 +48,7 @@ _CODES: tuple[tuple[type[IngestionError], ExitCode], ...] = (
     (PreflightError, ExitCode.PREFLIGHT),
     (RangeFailedError, ExitCode.INCOMPLETE),
     (LeaseLostError, ExitCode.INCOMPLETE),
+    (TerminatedRunError, ExitCode.TERMINATED),
     (InterruptedRunError, ExitCode.INTERRUPTED),
     (OutageError, ExitCode.OUTAGE),
     (TransientError, ExitCode.OUTAGE),

@@ -81,7 +81,7 @@ def no_go(error: PreflightError, verdicts: Sequence[Verdict], *, as_json: bool) 
 
 def code_of(outcome: IngestOutcome) -> ExitCode:
     """The gravest thing that happened; what failed explains what the checks miss."""
-    if outcome.failed_ranges:
+    if outcome.failed_ranges or outcome.held_ranges:
         return ExitCode.INCOMPLETE
     if not holds(outcome.checks):
         return ExitCode.VERIFICATION
@@ -99,6 +99,7 @@ def as_dict(outcome: IngestOutcome) -> dict[str, Any]:
         "verdicts": [verdict.as_dict() for verdict in outcome.verdicts],
         "checks": [check.as_dict() for check in outcome.checks],
         "failed_ranges": [{"key": key, "reason": why} for key, why in outcome.failed_ranges],
+        "held_ranges": [{"key": key, "reason": why} for key, why in outcome.held_ranges],
     }
 
 
@@ -111,11 +112,13 @@ def conclude(outcome: IngestOutcome, *, limit: int | None = None) -> None:
 
 
 def show_outcome(outcome: IngestOutcome) -> None:
-    """The report, and the ranges that failed."""
+    """The report, and the ranges that failed or are held by other runs."""
     if outcome.report is not None:
         show_report(outcome.report)
     for key, reason in outcome.failed_ranges:
         terminal.judged("fail", f"range {key}", reason)
+    for key, reason in outcome.held_ranges:
+        terminal.judged("unknown", f"range {key}", reason)
 
 
 def show_report(report: Report) -> None:
@@ -129,6 +132,9 @@ def show_report(report: Report) -> None:
 
 
 def _next_steps(outcome: IngestOutcome, limit: int | None) -> list[str]:
+    if outcome.held_ranges:
+        rest = "`ingest status --watch` shows it, and `ingest` after that sees what is left."
+        return [f"Another run works on the rest, and finishes it: {rest}"]
     if limit is not None:
         return ["`ingest` takes the rest."]
     if outcome.failed_ranges:

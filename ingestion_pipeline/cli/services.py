@@ -83,9 +83,7 @@ def _end_orphaned_runs() -> None:
 
     orphans = end_orphaned_runs()
     if orphans:
-        terminal.note(
-            f"{terminal.counted(len(orphans), 'run')} marked as failed: the process is gone"
-        )
+        terminal.note(f"{terminal.counted(len(orphans), 'run')} ended: the process is gone")
 
 
 def _shown(embedded: bool) -> str:

@@ -14,10 +14,11 @@ from ingestion_pipeline.cli import terminal
 from ingestion_pipeline.cli.environment import database_url, prepare
 from ingestion_pipeline.cli.exit_codes import ExitCode
 from ingestion_pipeline.database.catalogue import AspectCount, RangeProgress
-from ingestion_pipeline.database.connection import connect, database_errors
+from ingestion_pipeline.database.connection import database_errors
 from ingestion_pipeline.database.embeddings import FailedProduct, SpendSummary
 from ingestion_pipeline.database.products_table import V1, V2, ProductsTable
 from ingestion_pipeline.database.queries import Queries
+from ingestion_pipeline.database.session import Session
 from ingestion_pipeline.database.shop import Shop, shop_on
 from ingestion_pipeline.errors import InputError
 from ingestion_pipeline.progress import duration
@@ -145,10 +146,10 @@ def look(settings: Settings) -> Status:
     """Read the status; raises where the database does not answer."""
     names = settings.catalogue
     tables = {"products": names.products, V1: names.v1, V2: names.v2}
-    with connect(database_url(settings)) as connection:
-        if not ProductsTable(connection, Queries(tables=tables)).exists():
+    with Session(database_url(settings)) as session:
+        if not ProductsTable(session.live, Queries(tables=tables)).exists():
             return Status(products=None)
-        shop = shop_on(connection, settings)
+        shop = shop_on(session, settings)
         if not shop.is_prepared():
             return Status(products=shop.catalogue.count())
         return _look(shop)

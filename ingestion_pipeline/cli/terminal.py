@@ -175,7 +175,7 @@ class RunListener:
         """A preflight check has come to its verdict: what was seen, and every reason."""
         self._end_bar()
         self.verdicts.append(verdict)
-        lines = [verdict.summary]
+        lines = [verdict.summary, *verdict.details]
         for reason in verdict.reasons:
             lines += [reason.message, *([f"→ {reason.remedy}"] if reason.remedy else [])]
         judged(verdict.status, verdict.check, "\n".join(lines), stderr=self._stderr)

@@ -5,12 +5,13 @@ Every statement here reads; the catalogue is the shop's, and nothing in this pro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ingestion_pipeline.aspects import Aspect
-from ingestion_pipeline.database.connection import Connection, Row, database_errors
+from ingestion_pipeline.database.connection import Row, database_errors
 from ingestion_pipeline.database.queries import Queries
+from ingestion_pipeline.database.session import Session
 from ingestion_pipeline.ranges import EVERYTHING, ProductId, ProductIdRange, split
 from ingestion_pipeline.work import StaleText
 
@@ -34,6 +35,21 @@ class AspectCount:
 
 
 @dataclass(frozen=True)
+class ChangedAspects:
+    """Aspects on record whose text or model is another today, all for the same reason.
+
+    `state` is "text changed" or "model changed". `parts` is what the fingerprint on record stands
+    for, None where that is not known; `remapped` says that the mapping has changed since, too.
+    """
+
+    aspect: Aspect
+    state: str
+    parts: Mapping[str, object] | None
+    remapped: bool
+    aspects: int
+
+
+@dataclass(frozen=True)
 class RangeProgress:
     """How far one range has come, in products."""
 
@@ -47,8 +63,8 @@ class RangeProgress:
 class Catalogue:
     """Reads one shop's products and texts."""
 
-    def __init__(self, connection: Connection, queries: Queries) -> None:
-        self._connection = connection
+    def __init__(self, session: Session, queries: Queries) -> None:
+        self._session = session
         self._queries = queries
 
     def count(self, range_: ProductIdRange = EVERYTHING) -> int:
@@ -60,22 +76,18 @@ class Catalogue:
         """The range of the first `number` products of the catalogue."""
         return ProductIdRange(None, self._after(EVERYTHING, number))
 
-    def pages(
+    def page(
         self, range_: ProductIdRange, fingerprints: Mapping[Aspect, str], products: int
-    ) -> Iterator[list[StaleText]]:
-        """The stale texts of a range, `products` products at a time, in the order of ids.
+    ) -> tuple[list[StaleText], ProductIdRange | None]:
+        """The stale texts of the first `products` products of a range, and the rest of the range.
 
-        Holds one page in memory and no transaction open between two of them. A page without a
-        stale text is an empty list.
+        The texts are in the order of ids, and there may be none; no rest is None.
         """
-        first = range_.first
-        while True:
-            end = self._after(ProductIdRange(first, range_.end), products)
-            page = ProductIdRange(first, range_.end if end is None else end)
-            yield self.stale_texts(page, fingerprints)
-            if end is None:
-                return
-            first = end
+        end = self._after(range_, products)
+        if end is None:
+            return self.stale_texts(range_, fingerprints), None
+        page = ProductIdRange(range_.first, end)
+        return self.stale_texts(page, fingerprints), ProductIdRange(end, range_.end)
 
     def stale_texts(
         self, range_: ProductIdRange, fingerprints: Mapping[Aspect, str]
@@ -108,6 +120,11 @@ class Catalogue:
         """By aspect: vectors that a run would remove, their text being empty now, of how many."""
         rows = self._rows("emptied_aspects", **_wanted(fingerprints), **bounds(EVERYTHING))
         return {Aspect(aspect): (emptied, committed) for aspect, committed, emptied in rows}
+
+    def changed_aspects(self, fingerprints: Mapping[Aspect, str]) -> list[ChangedAspects]:
+        """The aspects on record that have changed since, by what was behind them."""
+        rows = self._rows("changed_aspects", **_wanted(fingerprints), **bounds(EVERYTHING))
+        return [ChangedAspects(Aspect(str(aspect)), *rest) for aspect, *rest in rows]
 
     def range_progress(
         self,
@@ -152,7 +169,7 @@ class Catalogue:
 
     def _rows(self, name: str, **parameters: object) -> list[Row]:
         with database_errors():
-            return self._connection.execute(self._queries.compose(name), parameters).fetchall()
+            return self._session.execute(self._queries.compose(name), parameters).fetchall()
 
 
 def bounds(range_: ProductIdRange) -> dict[str, object]:

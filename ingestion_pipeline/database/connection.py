@@ -9,18 +9,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from pgvector.psycopg import register_vector
 from psycopg import errors as pg
 
+from ingestion_pipeline.database import queries
 from ingestion_pipeline.errors import (
+    ConnectionLostError,
     DatabaseRightsError,
     DatabaseUnavailableError,
     DiskFullError,
     IngestionError,
     OutageError,
+    OutOfMemoryError,
     RangeFailedError,
     TransientError,
     redacted,
@@ -28,6 +31,7 @@ from ingestion_pipeline.errors import (
 
 Row = tuple[Any, ...]
 Connection = psycopg.Connection[Row]
+AnyConnection = TypeVar("AnyConnection", bound=Connection)
 
 CONNECT_TIMEOUT_SECONDS = 10
 
@@ -37,6 +41,10 @@ _NOT_A_URL = (
     "@ / : ? # and % are percent-encoded (@ is %40)."
 )
 _PASSWORD_NOT_ENCODED = re.compile(r"^\w+://[^:/?#@]*:[^@]*(?:[/?#][^@]*@|@.*@)")
+_TIMEOUT = re.compile(
+    r"due to (statement|lock|transaction|idle-in-transaction|idle-session) timeout"
+)
+_NO_MEMORY = re.compile(r"out of memory|cannot allocate memory")  # libpq itself, not the server
 _REFUSALS = re.compile(
     r"authentication failed|no password supplied|no pg_hba\.conf entry|role .* does not exist"
     r"|permission denied|is not permitted to log in"
@@ -46,32 +54,42 @@ _REFUSALS = re.compile(
 def connect(url: str, *, application_name: str = "ingestion_pipeline") -> Connection:
     """An autocommit connection that sends and receives `vector` in binary, where it exists.
 
-    Raises `DatabaseUnavailableError` or `DatabaseRightsError`. Keepalives find a dead peer within
+    Raises `DatabaseUnavailableError` or `DatabaseRightsError`. The system finds a dead peer within
     a minute; statements are never prepared, since their best plan depends on the range.
     """
-    with database_errors():
-        try:
-            connection = psycopg.connect(
-                url,
-                autocommit=True,
-                prepare_threshold=None,
-                application_name=application_name,
-                connect_timeout=CONNECT_TIMEOUT_SECONDS,
-                keepalives_idle=30,
-                keepalives_interval=10,
-                keepalives_count=3,
-            )
-        except psycopg.ProgrammingError:
-            # What libpq quotes of a string that it cannot read may be a part of the password.
-            raise DatabaseUnavailableError(_NOT_A_URL) from None
-        except psycopg.OperationalError:
-            if _PASSWORD_NOT_ENCODED.search(url):
+    return connect_as(psycopg.Connection[Row], url, application_name)
+
+
+def connect_as(kind: type[AnyConnection], url: str, application_name: str) -> AnyConnection:
+    """What `connect` gives, as a class of connections that has more to it."""
+    try:
+        with database_errors():
+            try:
+                connection = kind.connect(
+                    url,
+                    autocommit=True,
+                    prepare_threshold=None,
+                    application_name=application_name,
+                    connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                    keepalives_idle=30,
+                    keepalives_interval=10,
+                    keepalives_count=3,
+                    tcp_user_timeout=60_000,
+                )
+            except psycopg.ProgrammingError:
+                # What libpq quotes of a string that it cannot read may be a part of the password.
                 raise DatabaseUnavailableError(_NOT_A_URL) from None
-            raise
-        connection.execute("SET TIME ZONE 'UTC'")
-        if connection.execute("SELECT to_regtype('vector')").fetchone() != (None,):
-            register_vector(connection)
-        return connection
+            except psycopg.OperationalError:
+                if _PASSWORD_NOT_ENCODED.search(url):
+                    raise DatabaseUnavailableError(_NOT_A_URL) from None
+                raise
+            row = connection.execute(queries.text("begin_session")).fetchone()
+            if row and row[0]:
+                register_vector(connection)
+            return connection
+    except ConnectionLostError as error:
+        # There has been no session yet to be lost.
+        raise DatabaseUnavailableError(str(error)) from error.__cause__
 
 
 @contextmanager
@@ -89,7 +107,7 @@ def _translated(error: psycopg.Error) -> IngestionError:
         case pg.SerializationFailure() | pg.DeadlockDetected() | pg.LockNotAvailable():
             return TransientError(f"The database asks to try again: {message}.")
         case pg.QueryCanceled() | pg.ForeignKeyViolation() | pg.OutOfMemory():
-            return TransientError(f"The database gave a statement up: {message}.")
+            return TransientError(f"The database gave a statement up: {message}.{_remedy(message)}")
         case pg.DiskFull():
             return DiskFullError(
                 f"The database server has no disk space left: {message}. Free space where its data "
@@ -104,19 +122,41 @@ def _translated(error: psycopg.Error) -> IngestionError:
             return _rights_error(message)
         case pg.DataError() | pg.IntegrityError() | pg.RaiseException():
             return RangeFailedError(f"The database refuses these rows: {message}.")
+        case psycopg.DatabaseError() if error.sqlstate is None and _NO_MEMORY.match(message):
+            return OutOfMemoryError(
+                f"This process has no memory for what the database answers: {message}. Let other "
+                "programs give some back, or lower work.products_per_page in ingestion.toml."
+            )
         case psycopg.OperationalError() | psycopg.InterfaceError():
             # libpq gives no code where a connection is refused, only words.
             if _REFUSALS.search(message):
                 return _rights_error(message)
-            return DatabaseUnavailableError(
-                f"The database cannot be reached: {message}. Check that the server runs and that "
-                "DATABASE_URL names it, then run the same command again."
+            return ConnectionLostError(
+                f"{_gone(message)}: {message}. Check that the server runs and that "
+                f"DATABASE_URL names it, then run the same command again.{_remedy(message)}"
             )
         case _:
             return OutageError(
                 f"The database refuses a statement: {message}. `ingest preflight` says what of the "
                 "schema is not as expected."
             )
+
+
+def _gone(message: str) -> str:
+    never_there = message.startswith(("connection failed", "connection timeout"))
+    return f"The database {'cannot be reached' if never_there else 'has ended the session'}"
+
+
+def _remedy(message: str) -> str:
+    """Which setting of the server is too low for us, where the server's words say so."""
+    found = _TIMEOUT.search(message)
+    if not found:
+        return ""
+    setting = f"{re.sub(r'[ -]', '_', found[1])}_timeout"
+    return (
+        f" If it happens again, {setting} is too low for this role: ALTER ROLE ... SET {setting} = "
+        "0, or options=-c%20... in DATABASE_URL, sets it."
+    )
 
 
 def _rights_error(message: str) -> DatabaseRightsError:

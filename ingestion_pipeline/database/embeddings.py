@@ -6,6 +6,7 @@ checked in it and against the text as it is then. Everything else here is bookke
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,8 +18,9 @@ from psycopg import sql
 
 from ingestion_pipeline.aspects import Aspect
 from ingestion_pipeline.database.catalogue import Catalogue, bounds, sql_ids
-from ingestion_pipeline.database.connection import Connection, Row, database_errors
+from ingestion_pipeline.database.connection import Row, database_errors
 from ingestion_pipeline.database.queries import Queries
+from ingestion_pipeline.database.session import Session
 from ingestion_pipeline.errors import LeaseLostError
 from ingestion_pipeline.ranges import EVERYTHING, IdType, ProductId, ProductIdRange, key_of
 from ingestion_pipeline.work import (
@@ -32,6 +34,8 @@ from ingestion_pipeline.work import (
 
 _SPLIT_ABOVE = 2
 """A range is cut once it has grown past this many times the wanted size."""
+
+_SECONDS_BETWEEN_TRIES = 1.0
 
 _COPY_TYPES = ("text", "bytea", "text", "text", "vector", "int4", "bool", "text")
 
@@ -89,8 +93,8 @@ class VectorIndex:
 class EmbeddingStore:
     """Writes one shop's vectors and bookkeeping."""
 
-    def __init__(self, connection: Connection, queries: Queries, id_type: IdType) -> None:
-        self._connection = connection
+    def __init__(self, session: Session, queries: Queries, id_type: IdType) -> None:
+        self._session = session
         self._queries = queries
         self._id_type = id_type
 
@@ -98,9 +102,9 @@ class EmbeddingStore:
 
     def claim(self, range_: ProductIdRange, owner: RunIdentity, seconds: int) -> Lease:
         """Take the range for `owner`; `LeaseLostError` names who holds any id of it."""
-        with database_errors(), self._connection.transaction():
+        with database_errors(), self._session.transaction():
             self._execute("lock_leases")
-            self._execute("delete_dead_leases")
+            self._execute("delete_dead_leases", **bounds(range_))
             holders = self._execute("overlapping_leases", **bounds(range_)).fetchall()
             if holders:
                 key, run_id, expires_at = holders[0]
@@ -120,9 +124,15 @@ class EmbeddingStore:
 
     def release(self, lease: Lease) -> None:
         """Give the range back. A connection that is gone has given it back already."""
-        if not self._connection.broken and not self._connection.closed:
+        if not self._session.lost:
             with database_errors():
                 self._execute("release_lease", range_key=lease.owner.range_key, fence=lease.fence)
+
+    def release_all(self, run_id: str) -> None:
+        """Give back all that a run holds, also what it never heard that it got."""
+        if not self._session.lost:
+            with database_errors():
+                self._execute("release_leases_of_run", run_id=run_id)
 
     # Vectors
 
@@ -135,11 +145,8 @@ class EmbeddingStore:
         digests, fingerprints = zip(*texts, strict=True)
         with database_errors():
             query = self._queries.compose("reusable_vectors")
-            rows = self._connection.execute(
-                query,
-                {"text_digests": list(digests), "fingerprints": list(fingerprints)},
-                binary=True,
-            ).fetchall()
+            wanted = {"text_digests": list(digests), "fingerprints": list(fingerprints)}
+            rows = self._session.execute(query, wanted, binary=True).fetchall()
         return {
             (bytes(digest), fingerprint): KnownVector(
                 np.asarray(embedding.to_numpy(), dtype=np.float32), tokens, truncated
@@ -150,15 +157,16 @@ class EmbeddingStore:
     def commit(
         self, lease: Lease, results: Sequence[AspectResult], spend: Spend
     ) -> list[AspectResult]:
-        """Write vectors, ledger, failures and spend, all or nothing.
+        """Write vectors, ledger, failures and spend, all or nothing, and once.
 
         Returns the results that were written: those whose text is still the one in the catalogue.
-        Raises `LeaseLostError`, and writes nothing, if the lease is no longer ours.
+        Raises `LeaseLostError`, and writes nothing, if the lease is no longer ours. When the reply
+        to a commit was lost, the same commit again finds its spend there and changes nothing.
         """
         owner = lease.owner
         with database_errors():
             self._execute("create_incoming")
-            with self._connection.transaction():
+            with self._session.transaction():
                 renewed = self._execute(
                     "renew_lease",
                     range_key=owner.range_key,
@@ -172,25 +180,28 @@ class EmbeddingStore:
                     )
                 self._copy_incoming(results)
                 ids = {result.stale.product_id for result in results}
-                self._execute("delete_outdated_incoming", product_ids=sql_ids(list(ids)))
-                for aspect in {result.stale.aspect for result in results}:
-                    column = sql.Identifier(aspect.column)
-                    query = self._queries.compose("upsert_vectors", column=column)
-                    self._connection.execute(query, {"aspect": aspect.value})
-                rows = self._execute("upsert_ledger", run_id=owner.run_id).fetchall()
-                self._execute("upsert_failed_products")
-                self._execute("delete_mended_products")
-                keys = {(product_id, aspect) for product_id, aspect in rows}
+                outdated = self._execute("delete_outdated_incoming", product_ids=sql_ids(list(ids)))
+                dropped = set(outdated.fetchall())
                 written = [
                     result
                     for result in results
-                    if (result.stale.product_id, result.stale.aspect.value) in keys
+                    if (result.stale.product_id, result.stale.aspect.value) not in dropped
                 ]
-                self._record_spend(owner, written, spend)
+                if self._record_spend(owner, written, spend):
+                    self._write_incoming(written, owner)
         return written
 
+    def _write_incoming(self, results: Sequence[AspectResult], owner: RunIdentity) -> None:
+        for aspect in {result.stale.aspect for result in results}:
+            column = sql.Identifier(aspect.column)
+            query = self._queries.compose("upsert_vectors", column=column)
+            self._session.execute(query, {"aspect": aspect.value})
+        self._execute("upsert_ledger", run_id=owner.run_id)
+        self._execute("upsert_failed_products")
+        self._execute("delete_mended_products")
+
     def _copy_incoming(self, results: Sequence[AspectResult]) -> None:
-        cursor = self._connection.cursor()
+        cursor = self._session.cursor()
         with cursor.copy(self._queries.compose("copy_incoming")) as copy:
             copy.set_types([_COPY_ID_TYPES[self._id_type], *_COPY_TYPES])
             for result in results:
@@ -211,12 +222,14 @@ class EmbeddingStore:
 
     def _record_spend(
         self, owner: RunIdentity, written: Sequence[AspectResult], spend: Spend
-    ) -> None:
+    ) -> bool:
+        """Whether it was not on record yet."""
         counts = dict.fromkeys(Outcome, 0)
         for result in written:
             counts[result.outcome] += 1
-        self._execute(
+        inserted = self._execute(
             "insert_spend",
+            batch=spend.batch,
             invocation=owner.invocation,
             run_id=owner.run_id,
             range_key=owner.range_key,
@@ -228,6 +241,7 @@ class EmbeddingStore:
             seconds=spend.seconds,
             **{outcome.value: count for outcome, count in counts.items()},
         )
+        return bool(inserted.rowcount)
 
     # Ranges
 
@@ -242,8 +256,8 @@ class EmbeddingStore:
 
         Ranges that exist keep their keys until they hold more than twice `products_per_range`.
         """
-        catalogue = Catalogue(self._connection, self._queries)
-        with database_errors(), self._connection.transaction():
+        catalogue = Catalogue(self._session, self._queries)
+        with database_errors(), self._session.transaction():
             self._execute("lock_product_id_ranges")
             before = self.ranges()
             ranges = [range_ for _, range_ in before] or [EVERYTHING]
@@ -276,6 +290,11 @@ class EmbeddingStore:
             for product_id, name, aspect, *rest in rows
         ]
 
+    def failed_product_count(self) -> int:
+        """Products with an aspect that failed and is not waiting to be tried again."""
+        with database_errors():
+            return int(self._one("failed_product_count")[0])
+
     def retry_failed(self) -> int:
         """Make every failed aspect stale again; returns how many."""
         with database_errors():
@@ -301,7 +320,7 @@ class EmbeddingStore:
 
     def delete_orphans(self) -> int:
         """Remove the vectors and bookkeeping of products that are gone; returns the vectors."""
-        with database_errors(), self._connection.transaction():
+        with database_errors(), self._session.transaction():
             vectors: int = self._execute("delete_orphan_vectors").rowcount
             self._execute("delete_orphan_ledger")
             self._execute("delete_orphan_failures")
@@ -316,11 +335,33 @@ class EmbeddingStore:
             rows = self._execute("vector_indexes", v2_table=table).fetchall()
         return [VectorIndex(*row) for row in rows]
 
-    def create_vector_indexes(self, report: Callable[[str], None] = lambda _: None) -> list[str]:
+    def create_vector_indexes(
+        self,
+        report: Callable[[str], None] = lambda _: None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> list[str]:
         """Build the HNSW index of each column that has none that works; returns their names.
 
-        An index that an interrupted build left invalid is dropped and built again.
+        An index that an interrupted build left invalid is dropped and built again. Waits while
+        another session builds them.
         """
+        told = False
+        with database_errors():
+            # By asking again and again: a session that waits in the server for a lock is what a
+            # concurrent build waits for, too.
+            while not self._one("try_lock_indexes")[0]:
+                if not told:
+                    report("waiting for another run that builds the indexes")
+                told = True
+                sleep(_SECONDS_BETWEEN_TRIES)
+            try:
+                self._execute("allow_long_statements")
+                return self._create_missing_indexes(report)
+            finally:
+                if not self._session.lost:
+                    self._execute("unlock_indexes")
+
+    def _create_missing_indexes(self, report: Callable[[str], None]) -> list[str]:
         existing = self.vector_indexes()
         table = self._queries.tables["product_embeddings_v2"]
         schema, _, plain_table = table.rpartition(".")
@@ -351,10 +392,10 @@ class EmbeddingStore:
 
     def _run_composed(self, name: str, **literals: sql.Composable) -> None:
         with database_errors():
-            self._connection.execute(self._queries.compose(name, **literals), {})
+            self._session.execute(self._queries.compose(name, **literals), {})
 
     def _execute(self, name: str, **parameters: object) -> Any:
-        return self._connection.execute(self._queries.compose(name), parameters)
+        return self._session.execute(self._queries.compose(name), parameters)
 
     def _one(self, name: str, **parameters: object) -> Row:
         row: Row = self._execute(name, **parameters).fetchone()

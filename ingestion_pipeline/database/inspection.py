@@ -18,7 +18,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from ingestion_pipeline.aspects import Aspect
-from ingestion_pipeline.database.catalogue import AspectCount, Catalogue
+from ingestion_pipeline.database.catalogue import AspectCount, Catalogue, ChangedAspects
 from ingestion_pipeline.database.connection import Connection, connect, database_errors
 from ingestion_pipeline.database.queries import Queries
 from ingestion_pipeline.errors import (
@@ -41,6 +41,8 @@ _ID_TYPES = {
     "character varying": IdType.TEXT,
     "character": IdType.TEXT,
 }
+_PRODUCTS_LOOKED_AT_TWICE = 20
+_MOST_LOOKS = 4
 _LOOPBACK = ("127.", "::1")
 _CLOCK_TOLERANCE_SECONDS = 2  # the server writes its pid file right after it notes its start
 
@@ -132,6 +134,7 @@ class MappingFacts:
     refusal: str | None = None
     column_types: Mapping[str, str] = field(default_factory=dict)
     aspects: Mapping[str | None, MappedAspect] | None = None  # None: not looked at
+    unsteady: tuple[str, ...] = ()  # "usage of 103": other texts each time they are asked for
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,7 @@ class CountFacts:
     ranges: int  # how many there are planned already
     emptied: Mapping[Aspect, int] = field(default_factory=dict)  # vectors that would go
     committed: Mapping[Aspect, int] = field(default_factory=dict)  # of so many on record
+    changed: tuple[ChangedAspects, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -242,16 +246,20 @@ def count_facts(
     look = _Inspector(connection, _queries(settings))
     texts = {row["aspect"]: row["texts"] for row in look.rows("inspect_texts")}
     emptied = catalogue.emptied_aspects(fingerprints)
+    aspects = tuple(catalogue.aspect_counts(fingerprints))
+    # A look at the whole catalogue, which only something that has changed is worth.
+    has_changed = any(counted.state.endswith("changed") for counted in aspects)
     return CountFacts(
         products=whole.products,
         stale_products=whole.stale_products,
         failed_products=whole.failed_products,
-        aspects=tuple(catalogue.aspect_counts(fingerprints)),
+        aspects=aspects,
         texts_to_embed=catalogue.texts_to_embed(fingerprints),
         empty_texts={aspect: whole.products - texts.get(aspect, 0) for aspect in Aspect},
         ranges=ranges,
         emptied={aspect: gone for aspect, (gone, _) in emptied.items()},
         committed={aspect: committed for aspect, (_, committed) in emptied.items()},
+        changed=tuple(catalogue.changed_aspects(fingerprints)) if has_changed else (),
     )
 
 
@@ -280,6 +288,18 @@ def disk_facts(connection: Connection, settings: Settings) -> DiskFacts:
         max_wal_bytes=row["max_wal_bytes"],
         keeps_wal_for_replicas=row["keeps_wal_for_replicas"],
     )
+
+
+def server_folders(connection: Connection, settings: Settings) -> tuple[list[Path], str | None]:
+    """The folders of this machine that the server writes to, or why they are not known.
+
+    Raises what `database_errors` raises.
+    """
+    queries = _queries(settings)
+    look = _Inspector(connection, queries)
+    [row] = look.rows("inspect_disk", v2_table=queries.regclass("product_embeddings_v2"))
+    places, why_unknown = _places(connection, row)
+    return [Path(folder) for folder in places], why_unknown
 
 
 class _Inspector:
@@ -334,7 +354,12 @@ class _Inspector:
             column_types = self._mapped_columns()
             if not {"product_id", "aspect", "text"} <= column_types.keys():
                 return MappingFacts(file, column_types=column_types)
-            return MappingFacts(file, column_types=column_types, aspects=self._mapped_aspects())
+            return MappingFacts(
+                file,
+                column_types=column_types,
+                aspects=self._mapped_aspects(),
+                unsteady=self._unsteady_texts(),
+            )
         except MappingError as error:
             return MappingFacts(file, refusal=str(error).rstrip("."))
         except psycopg.Error as error:
@@ -354,6 +379,33 @@ class _Inspector:
             )
             for row in rows
         }
+
+    def _unsteady_texts(self) -> tuple[str, ...]:
+        """Texts of the first products that differ each time they are looked at.
+
+        Two looks that agree settle it: whoever edits a product meanwhile changes its text once.
+        Each look is a transaction of its own, so that `now()` moves on.
+        """
+        try:
+            looks = [self._first_texts()]
+            for _ in range(_MOST_LOOKS - 1):
+                looks.append(self._first_texts())
+                if looks[-1] == looks[-2]:
+                    return ()
+        except psycopg.errors.UndefinedFunction:
+            return ()  # product_id is of another type than ids, which is told by itself
+        return tuple(
+            f"{aspect} of {product_id}"
+            for product_id, aspect in dict.fromkeys(key for look in looks for key in look)
+            if len({look.get((product_id, aspect)) for look in looks}) > 1
+        )
+
+    def _first_texts(self) -> dict[tuple[str, str | None], bytes | None]:
+        """By product and aspect, a digest of the text."""
+        statement = self._queries.compose("inspect_first_texts")
+        with self._connection.cursor() as cursor:
+            rows = cursor.execute(statement, {"products": _PRODUCTS_LOOKED_AT_TWICE}).fetchall()
+        return {(product_id, aspect): digest for product_id, aspect, digest in rows}
 
     def _mapped_columns(self) -> dict[str, str]:
         """Names and types of the mapping's columns; psycopg's error where it does not run."""

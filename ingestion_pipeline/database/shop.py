@@ -1,4 +1,4 @@
-"""One shop's database, opened: the connection and everything that reads and writes through it."""
+"""One shop's database, opened: the session and everything that reads and writes through it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from psycopg import sql
+from psycopg.types.json import Jsonb
 
 from ingestion_pipeline.aspects import Aspect
 from ingestion_pipeline.database.catalogue import Catalogue
-from ingestion_pipeline.database.connection import Connection, connect, database_errors
+from ingestion_pipeline.database.connection import database_errors
 from ingestion_pipeline.database.embeddings import EmbeddingStore
+from ingestion_pipeline.database.full_disk import full_disk_located
 from ingestion_pipeline.database.queries import Queries, names
+from ingestion_pipeline.database.session import Session
 from ingestion_pipeline.errors import DatabaseUnavailableError, InputError
+from ingestion_pipeline.memory import memory_errors
 from ingestion_pipeline.ranges import IdType
 from ingestion_pipeline.settings import Settings
 
@@ -35,7 +39,7 @@ class Shop:
     """
 
     settings: Settings
-    connection: Connection
+    connection: Session
     queries: Queries
     id_type: IdType
 
@@ -80,10 +84,24 @@ class Shop:
                     for aspect in Aspect
                 }
                 self._run(create, id_column_type=_type(id_column_type), **dimensions)
+            self._record_origins()
             if not self._check_described_table():
                 self.connection.execute(
                     self.queries.compose("record_described_table"), self._v2_table()
                 )
+
+    def _record_origins(self) -> None:
+        """Note what the settings' fingerprints stand for, and the mapping that is in use."""
+        for aspect in Aspect:
+            self.connection.execute(
+                self.queries.compose("record_fingerprint"),
+                {
+                    "fingerprint": self.settings.fingerprint(aspect),
+                    "parts": Jsonb(self.settings.fingerprint_parts(aspect)),
+                },
+            )
+        mapping = {"mapping": self.queries.product_texts()}
+        self.connection.execute(self.queries.compose("record_mapping"), mapping)
 
     def _missing_migrations(self) -> list[str]:
         with database_errors():
@@ -130,19 +148,33 @@ def open_shop(settings: Settings) -> Iterator[Shop]:
     """Connect to the shop that the settings name, for the length of a `with` block.
 
     Raises `DatabaseUnavailableError`, `DatabaseRightsError`, or `InputError` where there is no
-    products table with a usable id.
+    products table with a usable id. In the block, a full disk of the server is told with its place,
+    and a `MemoryError` becomes `OutOfMemoryError`.
     """
     if settings.database_url is None:
         raise DatabaseUnavailableError(
             "DATABASE_URL is not set, so there is no shop to work on. Run `ingest`, which starts "
             'an embedded database, or `eval "$(ingest env)"` to work on that one by hand.'
         )
-    with connect(settings.database_url.get_secret_value()) as connection:
-        yield shop_on(connection, settings)
+    with Session(settings.database_url.get_secret_value()) as session:
+        shop = shop_on(session, settings)
+        with (
+            full_disk_located(session, settings, shop.embeddings.vector_indexes),
+            memory_errors(_less_memory(settings)),
+        ):
+            yield shop
 
 
-def shop_on(connection: Connection, settings: Settings) -> Shop:
-    """The shop behind an open connection; `InputError` where products.id cannot be used."""
+def _less_memory(settings: Settings) -> str:
+    products = settings.work.products_per_page
+    return (
+        "Let other programs give some back, or read fewer products at a time: "
+        f"work.products_per_page in ingestion.toml is {products}."
+    )
+
+
+def shop_on(session: Session, settings: Settings) -> Shop:
+    """The shop behind an open session; `InputError` where products.id cannot be used."""
     tables = {
         "products": settings.catalogue.products,
         "product_embeddings": settings.catalogue.v1,
@@ -151,7 +183,7 @@ def shop_on(connection: Connection, settings: Settings) -> Shop:
     texts = settings.catalogue.product_texts
     untyped = Queries(tables=tables, product_texts=texts)
     with database_errors():
-        row = connection.execute(
+        row = session.execute(
             untyped.compose("product_id_type"), {"products_table": untyped.regclass("products")}
         ).fetchone()
     if row is None:
@@ -174,7 +206,7 @@ def shop_on(connection: Connection, settings: Settings) -> Shop:
         literals={"id_type": _type(id_type.value), "collation": collation},
         product_texts=texts,
     )
-    return Shop(settings, connection, queries, id_type)
+    return Shop(settings, session, queries, id_type)
 
 
 def missing_products(settings: Settings) -> InputError:

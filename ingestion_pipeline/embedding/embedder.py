@@ -29,12 +29,15 @@ class Embeddings:
         tokens: for each text the tokens the model saw: prefix and special tokens included, after
             cutting.
         truncated: for each text whether it was cut to fit the model.
+        indexes: for each row the position of the text that it answers, where the answer says so;
+            None means that the rows are in the order of the texts.
 
     """
 
     vectors: npt.NDArray[np.float32]
     tokens: list[int]
     truncated: list[bool]
+    indexes: Sequence[int] | None = None
 
 
 class Embedder(Protocol):
@@ -54,11 +57,43 @@ class Embedder(Protocol):
 
         Raises:
             PermanentTextError: one of these texts can never be embedded.
+            BatchTooLargeError: there is no memory for so many texts at once.
             TransientError: the same call may succeed later.
             OutageError: no call can succeed until somebody mends something.
 
         """
         ...
+
+
+def in_order(embeddings: Embeddings, expected_count: int) -> Embeddings:
+    """The answer with its rows in the order of the texts, as its `indexes` tell.
+
+    Raises:
+        InvalidAnswerError: the indexes do not name each text once.
+
+    """
+    import numpy as np
+
+    indexes = embeddings.indexes
+    if indexes is None:
+        return embeddings
+    counts = {
+        len(indexes),
+        len(embeddings.vectors),
+        len(embeddings.tokens),
+        len(embeddings.truncated),
+    }
+    if sorted(indexes) != list(range(expected_count)) or counts != {expected_count}:
+        raise InvalidAnswerError(
+            f"{expected_count} texts were sent, and the rows of the answer are for the texts "
+            f"{sorted(indexes)[:10]}"
+        )
+    rows = [int(row) for row in np.argsort(indexes)]
+    return Embeddings(
+        embeddings.vectors[rows],
+        [embeddings.tokens[row] for row in rows],
+        [embeddings.truncated[row] for row in rows],
+    )
 
 
 def validate(embeddings: Embeddings, *, expected_count: int, dimensions: int) -> list[int]:
@@ -88,6 +123,8 @@ def validate(embeddings: Embeddings, *, expected_count: int, dimensions: int) ->
             f"{expected_count} texts were sent, and the answer holds {len(vectors)} vectors, "
             f"{len(embeddings.tokens)} token counts and {len(embeddings.truncated)} flags"
         )
+    if any(tokens < 0 for tokens in embeddings.tokens):
+        raise InvalidAnswerError("the answer counts fewer than no tokens for a text")
     # In double precision the squares of finite float32 numbers cannot overflow. NaN and infinity
     # fail the comparison or the finiteness of the norm.
     norms = np.linalg.norm(vectors.astype(np.float64), axis=1)

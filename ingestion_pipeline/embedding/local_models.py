@@ -10,14 +10,15 @@ from pathlib import Path
 
 from ingestion_pipeline.embedding import weights
 from ingestion_pipeline.embedding.embedder import Embedder
+from ingestion_pipeline.errors import BatchTooLargeError, OutOfMemoryError
 from ingestion_pipeline.settings import AspectSettings
 
 
 def load(model: AspectSettings, cache: Path, report: Callable[[str], None]) -> Embedder:
     """Fetch the model's files where they are missing, verify them, and load them.
 
-    `report` hears of what takes time. Raises `WeightsError`, `DiskFullError`, and `SettingsError`
-    where the settings do not suit the model.
+    `report` hears of what takes time. Raises `WeightsError`, `DiskFullError`, `OutOfMemoryError`,
+    and `SettingsError` where the settings do not suit the model.
     """
     from ingestion_pipeline.embedding.sentence_transformer import SentenceTransformerEmbedder
 
@@ -32,6 +33,9 @@ def load(model: AspectSettings, cache: Path, report: Callable[[str], None]) -> E
         normalize=model.normalize,
         max_tokens=model.max_tokens,
     )
-    # The first answer takes seconds more than any later one, and would spoil the canary's rate.
-    embedder.embed(["warm-up"])
+    try:
+        # The first answer takes seconds more than any later one, and would spoil the canary's rate.
+        embedder.embed(["warm-up"])
+    except BatchTooLargeError as error:
+        raise OutOfMemoryError(f"There is no memory to run {model.model}. {error}") from error
     return embedder

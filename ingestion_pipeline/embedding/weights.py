@@ -11,7 +11,6 @@ pinned models takes half a second, and a stamp would vouch for a disk that has s
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import os
@@ -23,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ingestion_pipeline.disk import FULL, Place, disk_full_error
 from ingestion_pipeline.embedding.model_sources import (
     SourceError,
     from_hub,
@@ -35,7 +35,7 @@ from ingestion_pipeline.embedding.pinned_models import (
     PinnedModel,
     pinned,
 )
-from ingestion_pipeline.errors import DiskFullError, WeightsError
+from ingestion_pipeline.errors import WeightsError
 
 _logger = logging.getLogger(__name__)
 
@@ -123,10 +123,13 @@ def fetch(
             sound = _first_sound(_in_caches(model, revision, cache), _logger.debug)
             return sound or _fetch_into(cache, model, commit, report)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(
-                f"no space left for {model} in {cache}: fetching needs up to twice the model's "
-                "size; free some, or set XDG_CACHE_HOME to a folder on a larger disk"
+        if error.errno in FULL:
+            raise disk_full_error(
+                f"There is no space left for {model} in {cache}: fetching takes up to twice the "
+                "model's size.",
+                [cache],
+                [Place("the model cache", cache, "models that the settings name no more")],
+                instead="set XDG_CACHE_HOME to a folder on a larger disk",
             ) from error
         raise WeightsError(
             f"{model} cannot be kept in {cache} ({error}): make the folder writable, or set "

@@ -36,7 +36,7 @@ def definitions(models: Models | None = None) -> dg.Definitions:
         asset_checks=[embedding_checks.product_embeddings_v2_checks],
         jobs=[jobs.preflight, jobs.reingest, jobs.finish, jobs.verify],
         schedules=[schedules.nightly],
-        sensors=[sensors.after_the_ranges],
+        sensors=[sensors.after_the_ranges, sensors.runs_without_a_process],
         resources=resources(models),
         # A model is loaded once a run, and a step does not cost a process.
         executor=dg.in_process_executor,

@@ -19,7 +19,8 @@ from ingestion_pipeline.orchestration.failures import V2
 from ingestion_pipeline.orchestration.listener import Recorder
 from ingestion_pipeline.orchestration.range_work import reingest_range
 from ingestion_pipeline.orchestration.resources import Models, ShopAccess
-from ingestion_pipeline.orchestration.runs import interruptible, told_to_dagster
+from ingestion_pipeline.orchestration.runs import told_to_dagster
+from ingestion_pipeline.patience import Patience
 from ingestion_pipeline.progress import Progress
 from ingestion_pipeline.ranges import ProductId, ProductIdRange, range_of
 from ingestion_pipeline.reingestion import RangeResult, RangeStep
@@ -33,6 +34,9 @@ EMBEDDING_POOL = "embedding"
 
 FAILED_RANGES = "failed ranges"
 """Under this name a failure of the asset says which ranges failed, and why."""
+
+HELD_RANGES = "held ranges"
+"""Under this name it says which ranges are left to other runs."""
 
 _SECONDS_BETWEEN_LOG_LINES = 5.0
 _SAMPLE = 10
@@ -68,10 +72,12 @@ def product_id_ranges(
     The table `ingestion.product_id_ranges` is the truth. Ranges that have grown to more than twice
     their size are cut; the vectors of products that are gone are removed.
     """
-    with told_to_dagster(), shop.open() as opened:
-        opened.prepare()
-        plan = opened.embeddings.plan_ranges(opened.settings.ranges.products_per_range)
-        orphans = opened.embeddings.delete_orphans()
+    with told_to_dagster(context), shop.open() as opened:
+        patience = Patience(opened.settings.work.retry_seconds, context.log.info)
+        patience(opened.prepare)
+        size = opened.settings.ranges.products_per_range
+        plan = patience(lambda: opened.embeddings.plan_ranges(size))
+        orphans = patience(opened.embeddings.delete_orphans)
     keys = [key for key, _ in plan.ranges]
     partitions.sync(context.instance, keys)
     return dg.MaterializeResult(
@@ -178,61 +184,94 @@ with warnings.catch_warnings():
         Only stale aspects are embedded, and a text once for one model; vector, ledger and spend are
         committed together. Running again carries on.
         """
-        with told_to_dagster(), shop.open() as opened:
+        with told_to_dagster(context), shop.open() as opened:
             opened.prepare()
-            failed = _reingest_ranges(context, opened, models, recorder)
+            left = _reingest_ranges(context, opened, models, recorder)
             unfinished = _stale_products(opened, context.partition_keys)
-        yield _ranges_complete(failed, unfinished)
-        if failed:
-            raise _failure(failed, len(context.partition_keys))
+        yield _ranges_complete(left, unfinished)
+        if left:
+            raise _failure(left, len(context.partition_keys))
+
+
+@dataclass
+class _Left:
+    """Why which ranges of a run are not done: they failed, or another run holds them."""
+
+    failed: dict[str, str] = field(default_factory=dict)
+    held: dict[str, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.failed or self.held)
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        return self.failed | self.held
 
 
 def _reingest_ranges(
     context: dg.AssetExecutionContext, shop: Shop, models: Models, recorder: Recorder
-) -> dict[str, str]:
-    """Work on the run's ranges one after the other; returns why which of them failed."""
+) -> _Left:
+    """Work on the run's ranges one after the other, on those that others hold last."""
     keys = context.partition_keys
     meter = _Meter(sum(_stale_products(shop, keys).values()), context, recorder)
     loaded = models.of(shop.settings, lambda text: _say(text, context, recorder))
     meter.started = time.monotonic()
-    failed = {}
-    for key in keys:
+    left = _Left()
+    tokens_per_batch = shop.settings.work.tokens_per_batch
+
+    def work_on(key: str) -> None:
+        nonlocal tokens_per_batch
         try:
             result = reingest_range(
                 range_of(key, shop.id_type),
                 shop=shop,
                 models=loaded,
                 run=context.run,
+                tokens_per_batch=tokens_per_batch,
                 report=meter.step,
+                say=lambda text: _say(text, context, recorder),
             )
-        except (RangeFailedError, LeaseLostError) as error:
-            failed[key] = str(error)
+        except LeaseLostError as held:
+            left.held[key] = str(held)
+            _say(str(held), context, recorder)
+        except RangeFailedError as error:
+            left.failed[key] = str(error)
             context.log.error("%s: %s", key, error)  # noqa: TRY400 - told in a sentence, not a trace
             recorder.line(f"Range {key} failed: {error}")
         else:
+            tokens_per_batch = result.tokens_per_batch
             context.log_event(
                 dg.AssetMaterialization(
                     asset_key=V2, partition=key, metadata=_range_metadata(result)
                 )
             )
-    return failed
+
+    for key in keys:
+        work_on(key)
+    for key in list(left.held):
+        # Who held it may have finished it since: then there is next to nothing to do.
+        del left.held[key]
+        work_on(key)
+    return left
 
 
-def _ranges_complete(failed: Mapping[str, str], stale: Mapping[str, int]) -> dg.AssetCheckResult:
+def _ranges_complete(left: _Left, stale: Mapping[str, int]) -> dg.AssetCheckResult:
     """The check on a run's ranges: a sentence, and a row for each range with something left."""
-    left = [key for key, products in stale.items() if products or key in failed]
+    reasons = left.reasons
+    unfinished = [key for key, products in stale.items() if products or key in reasons]
     rows = [
-        dg.TableRecord({"range": key, "stale products": stale[key], "reason": failed.get(key, "")})
-        for key in left
+        dg.TableRecord({"range": key, "stale products": stale[key], "reason": reasons.get(key, "")})
+        for key in unfinished
     ]
     description = (
-        f"{len(left)} of {len(stale)} ranges have something left: {', '.join(left[:_SAMPLE])}."
-        if left
+        f"{len(unfinished)} of {len(stale)} ranges have something left: "
+        f"{', '.join(unfinished[:_SAMPLE])}."
+        if unfinished
         else f"Every product of {len(stale)} ranges is up to date."
     )
     return dg.AssetCheckResult(
         check_name=RANGES_COMPLETE.name,
-        passed=not left,
+        passed=not unfinished,
         description=description,
         metadata={
             "ranges": len(stale),
@@ -281,14 +320,22 @@ def _range_metadata(result: RangeResult) -> Mapping[str, float | int]:
     return metadata
 
 
-def _failure(failed: Mapping[str, str], ranges: int) -> dg.Failure:
-    sample = "; ".join(f"{key}: {reason}" for key, reason in list(failed.items())[:_SAMPLE])
+def _failure(left: _Left, ranges: int) -> dg.Failure:
+    reasons = left.reasons
+    sample = " ".join(f"{key}: {reason}" for key, reason in list(reasons.items())[:_SAMPLE])
+    said = [
+        *([f"{len(left.failed)} of {ranges} ranges failed"] if left.failed else []),
+        *([f"{len(left.held)} of {ranges} ranges are left to other runs"] if left.held else []),
+    ]
     return dg.Failure(
         description=(
-            f"{len(failed)} of {ranges} ranges failed, and the others are done. {sample} "
+            f"{' and '.join(said)}; the others are done. {sample} "
             "Run `ingest retry`, or a backfill of the failed partitions."
         ),
-        metadata={FAILED_RANGES: dg.MetadataValue.json(dict(failed))},
+        metadata={
+            FAILED_RANGES: dg.MetadataValue.json(dict(left.failed)),
+            HELD_RANGES: dg.MetadataValue.json(dict(left.held)),
+        },
         allow_retries=False,
     )
 
@@ -307,18 +354,23 @@ def product_embeddings_v2_indexes(
     """An HNSW index on cosine distance for each of the three vectors.
 
     Built after the ranges, since loading rows under an index is a hundred times slower; kept up by
-    PostgreSQL from then on.
+    PostgreSQL from then on. What is left of products that went during the run is removed before.
     """
+
+    def say(text: str) -> None:
+        _say(text, context, recorder)
+
     started = time.monotonic()
-    with told_to_dagster(), interruptible(), shop.open() as opened:
-        opened.prepare()
-        created = opened.embeddings.create_vector_indexes(
-            lambda text: _say(text, context, recorder)
-        )
+    with told_to_dagster(context), shop.open() as opened:
+        patience = Patience(opened.settings.work.retry_seconds, say)
+        patience(opened.prepare)
+        orphans = patience(opened.embeddings.delete_orphans)
+        created = patience(lambda: opened.embeddings.create_vector_indexes(say))
         indexes = opened.embeddings.vector_indexes()
     return dg.MaterializeResult(
         metadata={
             "created": len(created),
+            "vectors of gone products removed": orphans,
             "seconds": round(time.monotonic() - started, 3),
             "bytes": sum(index.bytes for index in indexes),
             "indexes": dg.MetadataValue.table(

@@ -16,6 +16,7 @@ from ingestion_pipeline.orchestration.failures import unfinished_ranges
 from ingestion_pipeline.orchestration.listener import Recorder
 from ingestion_pipeline.orchestration.partitions import keys_in_order
 from ingestion_pipeline.orchestration.resources import ShopAccess
+from ingestion_pipeline.orchestration.runs import told_to_dagster
 from ingestion_pipeline.verification.checks import CHECKS, CheckResult, run_checks
 
 RANGES_MATERIALIZED = "every_range_is_materialized"
@@ -49,7 +50,9 @@ def product_embeddings_v2_checks(
 ) -> Iterator[dg.AssetCheckResult]:
     """The checks on the whole of v2."""
     wanted = {key.name for key in context.selected_asset_check_keys}
-    for result in _table_results(shop, [name for name in CHECKS if name in wanted]):
+    with told_to_dagster(context):
+        results = _table_results(shop, [name for name in CHECKS if name in wanted])
+    for result in results:
         recorder.check(result)
         yield _recorded(result)
     if RANGES_MATERIALIZED in wanted:

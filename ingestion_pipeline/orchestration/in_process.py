@@ -10,25 +10,22 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
 import dagster as dg
-from sqlalchemy.exc import SQLAlchemyError
 
 from ingestion_pipeline.database.connection import connect
 from ingestion_pipeline.database.shop import open_shop
+from ingestion_pipeline.disk import full_disk_told
 from ingestion_pipeline.errors import (
-    DatabaseUnavailableError,
     IngestionError,
-    InterruptedRunError,
     PreflightError,
-    redacted,
 )
 from ingestion_pipeline.orchestration import partitions
 from ingestion_pipeline.orchestration.definitions import defs
-from ingestion_pipeline.orchestration.embedding_assets import FAILED_RANGES
+from ingestion_pipeline.orchestration.embedding_assets import FAILED_RANGES, HELD_RANGES
 from ingestion_pipeline.orchestration.failures import (
     range_states,
     report_up_to_date,
@@ -43,13 +40,15 @@ from ingestion_pipeline.orchestration.runs import (
     REPOSITORY,
     REPOSITORY_TAG,
     SOURCE_TAG,
+    STOPPED,
     TERMINAL,
-    fail_orphaned_runs,
-    interruptible,
+    end_orphans,
     process_tag,
 )
+from ingestion_pipeline.orchestration.storage import STORAGE_ERRORS, dagster_instance, storage_error
 from ingestion_pipeline.report import Report
 from ingestion_pipeline.settings import Settings
+from ingestion_pipeline.stopping import StopRequest, interruptible, stop_request, undisturbed
 from ingestion_pipeline.verdict import Verdict
 from ingestion_pipeline.verification.checks import CheckResult
 
@@ -59,15 +58,14 @@ __all__ = ["IngestOutcome", "Listener", "Nobody", "run_ingest", "run_preflight",
 # stored, and seen in the UI, all the same.
 _QUIET = {"console": {"config": {"log_level": "CRITICAL"}}}
 
-_INTERRUPTED = "UNEXPECTED_TERMINATION"
-
 
 @dataclass(frozen=True)
 class IngestOutcome:
     """What one `ingest` came to.
 
-    `report` is None where a limit was set, and only the canary ran. `failed_ranges` are (key,
-    reason). `up_to_date` says that there was nothing to do.
+    `report` is None where a limit was set, and only the canary ran, and where ranges are held:
+    `failed_ranges` and `held_ranges`, those that other runs work on, are (key, reason).
+    `up_to_date` says that there was nothing to do.
     """
 
     invocation: str
@@ -75,6 +73,7 @@ class IngestOutcome:
     report: Report | None
     checks: list[CheckResult]
     failed_ranges: list[tuple[str, str]]
+    held_ranges: list[tuple[str, str]]
     up_to_date: bool
 
 
@@ -106,18 +105,21 @@ def run_ingest(
 
     With `limit` only that many products go through, as the canary. `ranges="failed"` leaves out
     ranges that Dagster holds for done. Ranges that fail do not stop the others and are listed in
-    the outcome. Raises `PreflightError` if a check says no, the `OutageError` that stopped
-    everything, or `InterruptedRunError`; what was committed is kept in each case.
+    the outcome. While another run holds a range, finishing v2 is left to that run. Raises
+    `PreflightError` if a check says no, the `OutageError` that stopped everything, or
+    `InterruptedRunError`; what was committed is kept in each case.
     """
     with _terminal(settings, listener, models) as terminal:
         terminal.preflight(limit or CANARY_PRODUCTS)
         terminal.refuse_unless_fit()
         if limit is not None:
+            terminal.held_ranges |= terminal.held_canary()
             return terminal.outcome(up_to_date=False)
         blocks = terminal.plan(only_unfinished=ranges == "failed")
         if blocks:
             terminal.embed(blocks)
-        terminal.finish()
+        if not terminal.held_ranges:
+            terminal.finish()
         report = terminal.recorder.last_report
         return terminal.outcome(up_to_date=not blocks and (report is None or not report.processed))
 
@@ -130,9 +132,9 @@ def run_verify(settings: Settings, listener: Listener) -> list[CheckResult]:
 
 
 def end_orphaned_runs() -> list[str]:
-    """Mark the runs as failed that a killed deployment left as if at work; returns their ids."""
-    with _instance() as instance:
-        return fail_orphaned_runs(instance)
+    """End the runs that a killed deployment left as if at work; returns their ids."""
+    with stop_request() as stop, _our_errors(stop), dagster_instance() as instance:
+        return end_orphans(instance)
 
 
 @dataclass
@@ -142,27 +144,22 @@ class _Terminal:
     settings: Settings
     listener: Listener
     instance: dg.DagsterInstance
+    stop: StopRequest
     models: Models
     invocation: str
     recorder: Recorder
     failed_ranges: dict[str, str] = field(default_factory=dict)
+    held_ranges: dict[str, str] = field(default_factory=dict)
 
     def preflight(self, products: int) -> None:
         """Run the checks and plan the ranges; what they say is with the recorder."""
         self.listener.stage("preflight")
         # The siblings of a check that says no must speak, too: so nothing is raised.
-        result = self._job("preflight").execute_in_process(
-            instance=self.instance,
+        result = self._run(
+            "preflight",
+            config={"ops": {"canary": {"config": {"products": products}}}},
             raise_on_error=False,
-            run_config={
-                "loggers": _QUIET,
-                "ops": {"canary": {"config": {"products": products}}},
-            },
-            tags=self._tags(),
-            resources=self._resources(),
         )
-        if result.dagster_run.tags.get("dagster/failure_reason") == _INTERRUPTED:
-            raise KeyboardInterrupt
         blocked = any(verdict.blocking for verdict in self.recorder.verdicts)
         if not result.success and not blocked:
             raise _why_it_failed(result)
@@ -184,6 +181,12 @@ class _Terminal:
             if reason.severity == "error"
         ]
         raise PreflightError("\n".join(reasons))
+
+    def held_canary(self) -> dict[str, str]:
+        """Why the first products were not tried, where another run holds them."""
+        reasons = [verdict.facts.get("held") for verdict in self.recorder.verdicts]
+        held = next(filter(None, reasons), None)
+        return {"of the first products": str(held)} if held else {}
 
     def plan(self, *, only_unfinished: bool) -> list[partitions.Block]:
         """The blocks of ranges with something to do; makes Dagster's record of the others true."""
@@ -210,14 +213,13 @@ class _Terminal:
         self.listener.stage("embedding")
         for block in blocks:
             try:
-                self._run("reingest", block.tags)
+                self._run("reingest", tags=block.tags)
             except dg.Failure as failure:
-                failed = failure.metadata.get(FAILED_RANGES)
-                if not isinstance(failed, dg.JsonMetadataValue) or not isinstance(
-                    failed.data, Mapping
-                ):
+                failed, held = _reasons(failure, FAILED_RANGES), _reasons(failure, HELD_RANGES)
+                if not failed and not held:
                     raise
-                self.failed_ranges |= {str(key): str(why) for key, why in failed.data.items()}
+                self.failed_ranges |= failed
+                self.held_ranges |= held
             self.recorder.run_over()
 
     def finish(self) -> None:
@@ -238,31 +240,40 @@ class _Terminal:
             report=self.recorder.last_report,
             checks=self.recorder.checks,
             failed_ranges=list(self.failed_ranges.items()),
+            held_ranges=list(self.held_ranges.items()),
             up_to_date=up_to_date,
         )
 
     def end_runs(self) -> None:
-        """Leave no run of this invocation as if it were still at work."""
-        unfinished = [
-            record.dagster_run
-            for record in self.instance.get_run_records(
-                dg.RunsFilter(tags={INVOCATION_TAG: self.invocation})
-            )
-            if not record.dagster_run.is_finished
-        ]
-        for run in unfinished:
-            self.instance.report_run_failed(run, "The command ended before the run did.")
+        """Leave no run of this invocation as if it were still at work, or failed if stopped."""
+        stopped = self.stop.first is not None
+        for run in self.instance.get_runs(dg.RunsFilter(tags={INVOCATION_TAG: self.invocation})):
+            # What Dagster makes of a signal that comes between two steps.
+            interrupted = run.tags.get("dagster/failure_reason") == "UNEXPECTED_TERMINATION"
+            if stopped and (interrupted or not run.is_finished):
+                self.instance.report_run_canceled(run, STOPPED)
+            elif not run.is_finished:
+                self.instance.report_run_failed(run, "The command ended before the run did.")
 
-    def _run(self, job: str, tags: Mapping[str, str] | None = None) -> None:
-        self._job(job).execute_in_process(
+    def _run(
+        self,
+        job: str,
+        *,
+        config: Mapping[str, object] | None = None,
+        tags: Mapping[str, str] | None = None,
+        raise_on_error: bool = True,
+    ) -> dg.ExecuteInProcessResult:
+        result = defs.resolve_job_def(job).execute_in_process(
             instance=self.instance,
-            run_config={"loggers": _QUIET},
+            run_config={"loggers": _QUIET, **(config or {})},
             tags=self._tags() | dict(tags or {}),
             resources=self._resources(),
+            raise_on_error=raise_on_error,
         )
-
-    def _job(self, name: str) -> dg.JobDefinition:
-        return defs.resolve_job_def(name)
+        if self.stop.first is not None:
+            # A signal after the last step, which Dagster forgets, or one that nobody was to raise.
+            raise KeyboardInterrupt
+        return result
 
     def _tags(self) -> dict[str, str]:
         return {
@@ -285,12 +296,19 @@ class _Terminal:
 @contextmanager
 def _terminal(settings: Settings, listener: Listener, models: Models | None) -> Iterator[_Terminal]:
     """One invocation, on the instance of DAGSTER_HOME."""
-    with _our_errors(), interruptible(), _instance() as instance:
-        fail_orphaned_runs(instance)
+    with (
+        stop_request() as stop,
+        _our_errors(stop),
+        full_disk_told(settings),
+        interruptible(),
+        dagster_instance(listener.line) as instance,
+    ):
+        end_orphans(instance)
         terminal = _Terminal(
             settings=settings,
             listener=listener,
             instance=instance,
+            stop=stop,
             models=models or LocalModels(),
             invocation=str(uuid.uuid4()),
             recorder=Recorder(listener),
@@ -298,35 +316,35 @@ def _terminal(settings: Settings, listener: Listener, models: Models | None) -> 
         try:
             yield terminal
         finally:
-            terminal.end_runs()
+            # Without a storage there is nothing to end them in; the next command does it.
+            with undisturbed(), suppress(*STORAGE_ERRORS):
+                terminal.end_runs()
 
 
 @contextmanager
-def _our_errors() -> Iterator[None]:
+def _our_errors(stop: StopRequest) -> Iterator[None]:
     """Let our errors out as they were raised, with nothing of Dagster around them."""
     try:
         yield
-    except dg.Failure as failure:
-        if isinstance(failure.__cause__, IngestionError):
-            raise failure.__cause__ from None
-        raise
     except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
-        raise InterruptedRunError(
-            "Stopped. Everything committed is kept; the same command carries on from there."
-        ) from None
+        raise stop.error() from None
+    except Exception as error:
+        if stop.first is not None:
+            # Where an interruption goes through a library in C, it may come out as anything.
+            raise stop.error() from None
+        if isinstance(error, dg.Failure) and isinstance(error.__cause__, IngestionError):
+            raise error.__cause__ from None
+        if (unavailable := storage_error(error)) is not None:
+            raise unavailable from None
+        raise
 
 
-@contextmanager
-def _instance() -> Iterator[dg.DagsterInstance]:
-    """The instance of DAGSTER_HOME."""
-    try:
-        instance = dg.DagsterInstance.get()
-    except SQLAlchemyError as error:
-        raise DatabaseUnavailableError(
-            f"Dagster's storage cannot be opened: {redacted(str(error))} DAGSTER_PG_URL names it."
-        ) from None
-    with instance:
-        yield instance
+def _reasons(failure: dg.Failure, name: str) -> dict[str, str]:
+    """By range, the reasons that a failure of the asset carries under a name."""
+    value = failure.metadata.get(name)
+    if not isinstance(value, dg.JsonMetadataValue) or not isinstance(value.data, Mapping):
+        return {}
+    return {str(key): str(why) for key, why in value.data.items()}
 
 
 def _why_it_failed(result: dg.ExecuteInProcessResult) -> Exception:

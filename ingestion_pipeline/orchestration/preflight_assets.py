@@ -16,7 +16,12 @@ from ingestion_pipeline import preflight
 from ingestion_pipeline.aspects import Aspect
 from ingestion_pipeline.database.inspection import database_facts, disk_facts
 from ingestion_pipeline.database.shop import Shop
-from ingestion_pipeline.errors import DatabaseUnavailableError, IngestionError, redacted
+from ingestion_pipeline.errors import (
+    DatabaseUnavailableError,
+    IngestionError,
+    LeaseLostError,
+    redacted,
+)
 from ingestion_pipeline.memory import free_memory_bytes
 from ingestion_pipeline.orchestration.embedding_assets import (
     OWNERS,
@@ -26,6 +31,7 @@ from ingestion_pipeline.orchestration.embedding_assets import (
 from ingestion_pipeline.orchestration.listener import Recorder
 from ingestion_pipeline.orchestration.range_work import reingest_range
 from ingestion_pipeline.orchestration.resources import Models, ShopAccess
+from ingestion_pipeline.orchestration.runs import told_to_dagster
 from ingestion_pipeline.preflight import CanaryFacts, EmbeddingFacts, Found
 from ingestion_pipeline.verdict import Verdict, failed_to_look
 from ingestion_pipeline.verification.searchable import search_for_own_vectors
@@ -74,13 +80,14 @@ def _recorded(
 
     A check that cannot look says so, and blocks; only then does the whole preflight speak.
     """
-    try:
-        verdict = look()
-    except IngestionError as error:
-        verdict = failed_to_look(name, str(error))
-    except Exception as error:  # a crash must not read as anything but a "no"
-        context.log.exception("%s crashed", name)
-        verdict = failed_to_look(name, redacted(f"{type(error).__name__}: {error}"))
+    with told_to_dagster(context):
+        try:
+            verdict = look()
+        except IngestionError as error:
+            verdict = failed_to_look(name, str(error))
+        except Exception as error:  # a crash must not read as anything but a "no"
+            context.log.exception("%s crashed", name)
+            verdict = failed_to_look(name, redacted(f"{type(error).__name__}: {error}"))
     recorder.verdict(verdict)
     context.log.info("\n".join(verdict.lines()))
     result = dg.AssetCheckResult(
@@ -228,7 +235,7 @@ def disk_space(
 
     def look() -> Verdict:
         with _prepared(shop) as opened:
-            facts = disk_facts(opened.connection, opened.settings)
+            facts = disk_facts(opened.connection.live, opened.settings)
             return preflight.disk_space(facts, shop.counts(opened), opened.settings)
 
     yield _recorded("disk_space", look, context, recorder)
@@ -256,7 +263,10 @@ def canary(
 
     def look() -> Verdict:
         with shop.open() as opened:
-            facts = _canary_facts(opened, models, context, recorder, config.products)
+            try:
+                facts = _canary_facts(opened, models, context, recorder, config.products)
+            except LeaseLostError as held:
+                return preflight.canary_held(str(held))
         return preflight.canary(facts)
 
     yield _recorded("canary", look, context, recorder)
@@ -276,7 +286,7 @@ def _canary_facts(
         if needed.get(model.fingerprint):
             # Loads the model now: its seconds say nothing of the rate.
             model.embedder.count_tokens(["canary"])
-    result = reingest_range(range_, shop=shop, models=loaded, run=context.run)
+    result = reingest_range(range_, shop=shop, models=loaded, run=context.run, say=recorder.line)
     searches = {
         aspect: search_for_own_vectors(shop, aspect, range_, sample=products) for aspect in Aspect
     }

@@ -41,7 +41,7 @@ def ingestion_report(
     """What the last ingestion did: products, embedded, reused, failed, time, rate, tokens, bytes,
     and what the checks say.
     """
-    with told_to_dagster(), shop.open() as opened:
+    with told_to_dagster(context), shop.open() as opened:
         report = gathered(opened, context.instance, context.run)
     recorder.report(report)
     return dg.MaterializeResult(

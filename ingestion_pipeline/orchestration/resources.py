@@ -49,7 +49,7 @@ class ShopAccess:
         if self._counts is None:
             planned = len(shop.embeddings.ranges())
             self._counts = count_facts(
-                shop.connection, shop.catalogue, shop.settings, ranges=planned
+                shop.connection.live, shop.catalogue, shop.settings, ranges=planned
             )
         return self._counts
 
@@ -134,7 +134,7 @@ def _facts(settings: Settings, aspects: tuple[Aspect, ...]) -> ModelFacts:
 
 def _shop(context: dg.InitResourceContext) -> ShopAccess:
     if context.run is not None and context.instance is not None:
-        # Lets `fail_orphaned_runs` see whether the run's process still lives.
+        # Lets `end_orphans` see whether the run's process still lives.
         context.instance.add_run_tags(context.run.run_id, dict(process_tag()))
     return ShopAccess()
 

@@ -5,9 +5,8 @@ What the runs do stands in the assets.
 
 from __future__ import annotations
 
-import signal
 import socket
-import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -15,6 +14,7 @@ import dagster as dg
 import psutil
 
 from ingestion_pipeline.errors import IngestionError
+from ingestion_pipeline.stopping import interruptible, undisturbed
 
 INVOCATION_TAG = "ingestion/invocation"
 SOURCE_TAG = "ingestion/source"
@@ -27,6 +27,14 @@ MAX_RETRIES_TAG = "dagster/max_retries"
 
 TERMINAL = "terminal"
 """The source of a run that a command started, and waits for."""
+
+STOPPED = "Stopped. Everything committed is kept."
+"""What a run says that was stopped from the terminal."""
+
+_GONE = "The process of this run is gone. Everything it had committed is kept."
+
+_NAMED_WITHIN_SECONDS = 60.0
+"""From a run's start to its process tag: a second, as a rule."""
 
 _UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
@@ -58,60 +66,66 @@ def process_tag() -> Mapping[str, str]:
     return {PROCESS_TAG: f"{socket.gethostname()}/{process.pid}/{process.create_time():.2f}"}
 
 
-def fail_orphaned_runs(instance: dg.DagsterInstance) -> list[str]:
-    """Mark as failed each run whose process is gone from this machine; returns their ids.
+def end_orphans(instance: dg.DagsterInstance) -> list[str]:
+    """End each run whose process is gone from this machine, and free its pools; returns their ids.
 
     Dagster's own monitoring sees to a worker that dies while the daemon lives. When the terminal,
     or the whole deployment, is killed, nothing else would ever end its runs.
     """
     orphans = [
-        run
-        for run in instance.get_runs(dg.RunsFilter(statuses=_UNFINISHED))
-        if _is_gone(run.tags.get(PROCESS_TAG))
+        record.dagster_run
+        for record in instance.get_run_records(dg.RunsFilter(statuses=_UNFINISHED))
+        if _is_orphan(record)
     ]
     for run in orphans:
-        instance.report_run_failed(
-            run, "The process of this run is gone. Everything it had committed is kept."
-        )
+        if run.status == dg.DagsterRunStatus.CANCELING:
+            instance.report_run_canceled(run, _GONE)
+        else:
+            instance.report_run_failed(run, _GONE)
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
     return [run.run_id for run in orphans]
 
 
-def _is_gone(process: str | None) -> bool:
+def _is_orphan(record: dg.RunRecord) -> bool:
+    process = record.dagster_run.tags.get(PROCESS_TAG)
+    if process is not None:
+        return _is_gone(process)
+    # Up to its start Dagster's monitoring counts the time, and then a process puts its name on it.
+    started = record.start_time
+    return started is not None and time.time() - started > _NAMED_WITHIN_SECONDS
+
+
+def _is_gone(tag: str) -> bool:
     """Whether a process tag names a process of this machine that no longer runs."""
-    if process is None:
-        return False
-    host, pid, created = process.rsplit("/", 2)
+    host, pid, created = tag.rsplit("/", 2)
     if host != socket.gethostname():
         return False
     try:
-        return f"{psutil.Process(int(pid)).create_time():.2f}" != created
+        process = psutil.Process(int(pid))
+        # A killed process keeps its number until its parent asks: in a container perhaps never.
+        is_dead = process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        return is_dead or f"{process.create_time():.2f}" != created
     except psutil.NoSuchProcess:
         return True
 
 
 @contextmanager
-def told_to_dagster() -> Iterator[None]:
-    """Turn our errors into failures whose first words are ours, with the error as their cause."""
+def told_to_dagster(
+    context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext,
+) -> Iterator[None]:
+    """What stands between Dagster and our code in a step.
+
+    Our errors become failures whose first words are ours, with the error as their cause. A signal
+    to stop raises `KeyboardInterrupt`; a run that the terminal started is then canceled.
+    """
     try:
-        yield
+        with interruptible():
+            yield
     except IngestionError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from error
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM raise `KeyboardInterrupt`, as in any Python program.
-
-    Dagster raises an exception of its own, on which psycopg does not cancel the statement at hand:
-    the connection could then not even give its lease back. Dagster takes both alike.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    handlers = [signal.signal(number, signal.default_int_handler) for number in signals]
-    try:
-        yield
-    finally:
-        for number, handler in zip(signals, handlers, strict=True):
-            signal.signal(number, handler)
+    except KeyboardInterrupt:
+        if context.run.tags.get(SOURCE_TAG) == TERMINAL:
+            # Dagster holds a run for failed that ends by a signal, unless it is told before.
+            with undisturbed():
+                context.instance.report_run_canceling(context.run, STOPPED)
+        raise

@@ -1,4 +1,4 @@
-"""What follows the ranges when no terminal waits for them: indexes, checks and the report."""
+"""What the daemon sees to: what follows the ranges, and runs whose process was killed."""
 
 import dagster as dg
 
@@ -9,6 +9,7 @@ from ingestion_pipeline.orchestration.runs import (
     INVOCATION_TAG,
     SOURCE_TAG,
     TERMINAL,
+    end_orphans,
     invocation_of,
 )
 
@@ -41,3 +42,19 @@ def after_the_ranges(
         run_key=f"finish {invocation}",
         tags={INVOCATION_TAG: invocation, SOURCE_TAG: run.tags.get(SOURCE_TAG, "dagster")},
     )
+
+
+@dg.sensor(
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    minimum_interval_seconds=60,
+    description=(
+        "Ends runs whose process was killed, a command's in a terminal among them: they would keep "
+        "their place in the pool of the models for ever, and those behind them waiting."
+    ),
+)
+def runs_without_a_process(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    """Ask for nothing; end what nobody works on."""
+    ended = end_orphans(context.instance)
+    if ended:
+        return dg.SkipReason(f"Ended, since their process is gone: {', '.join(ended)}.")
+    return dg.SkipReason("Every run at work has its process.")

@@ -22,6 +22,7 @@ from ingestion_pipeline.database.connection import database_errors
 from ingestion_pipeline.database.shop import Shop
 from ingestion_pipeline.errors import InputError, redacted
 from ingestion_pipeline.ranges import EVERYTHING
+from ingestion_pipeline.staleness import difference
 from ingestion_pipeline.verification.searchable import OwnNeighbour, search_for_own_vectors
 
 Status: TypeAlias = Literal["pass", "warn", "fail", "unknown"]
@@ -204,6 +205,50 @@ def dimensions(shop: Shop) -> CheckResult:
     )
 
 
+def one_model_a_column(shop: Shop) -> CheckResult:
+    """Every vector of a column is on record, as one of the model that the settings name for it."""
+    name, settings = "one_model_a_column", shop.settings
+    right = 0
+    others: list[str] = []
+    count = meant_to_be_null = 0
+    by_column: dict[str, dict[str, int]] = {aspect.column: {} for aspect in Aspect}
+    for row in _rows(shop, "check_vector_origins"):
+        aspect, vectors = Aspect(row["aspect"]), row["vectors"]
+        by_column[aspect.column][row["fingerprint"] or "not on record"] = vectors
+        if row["fingerprint"] == settings.fingerprint(aspect):
+            right += vectors
+            continue
+        count += vectors
+        meant_to_be_null += row["meant_to_be_null"]
+        if row["fingerprint"] is None:
+            others.append(f"{vectors:,} {aspect} not on record")
+        else:
+            why = difference(row["parts"], {**settings.fingerprint_parts(aspect)})
+            others.append(f"{vectors:,} {aspect} from before {why}")
+    facts: dict[str, JSON] = {
+        "vectors": by_column,
+        "fingerprints": {aspect.column: settings.fingerprint(aspect) for aspect in Aspect},
+    }
+    if not count:
+        summary = f"all {right:,} vectors are on record, each column's of one model"
+        return CheckResult(name, "pass", summary, 0, (), facts)
+    remedy = "`ingest` makes them anew." if count > meant_to_be_null else ""
+    if meant_to_be_null:
+        remedy += (
+            f" {meant_to_be_null:,} stand where a text is empty or has failed: set them to NULL."
+        )
+    sample = _rows(shop, "check_vector_origins_sample", **_fingerprints(shop), sample=SAMPLE)
+    return CheckResult(
+        name,
+        "fail",
+        f"{count:,} vectors are not of their column's model, and cannot be compared with the "
+        f"others: {'; '.join(others)}. {remedy.strip()}",
+        count,
+        _named(sample),
+        facts,
+    )
+
+
 def searchable(shop: Shop) -> CheckResult:
     """A search by a product's own vector returns it, through the index where there is one."""
     zeros = _rows(shop, "check_zero_vectors", sample=SAMPLE)
@@ -332,9 +377,13 @@ def failed_products(shop: Shop) -> CheckResult:
 
 def _states(shop: Shop) -> dict[str, object]:
     """The parameters of a statement over the states of the whole catalogue."""
+    return {**bounds(EVERYTHING), **_fingerprints(shop)}
+
+
+def _fingerprints(shop: Shop) -> dict[str, object]:
+    """What each column's vectors should be, as parameters."""
     fingerprints = shop.settings.fingerprints
     return {
-        **bounds(EVERYTHING),
         "aspects": [aspect.value for aspect in fingerprints],
         "fingerprints": list(fingerprints.values()),
     }
@@ -379,6 +428,11 @@ CHECKS: Mapping[str, Check] = {
     ),
     "dimensions": Check(
         dimensions, "Every vector has as many numbers as the settings say.", "error"
+    ),
+    "one_model_a_column": Check(
+        one_model_a_column,
+        "Every vector of a column is on record as one of the model that the settings name for it.",
+        "error",
     ),
     "searchable": Check(
         searchable,

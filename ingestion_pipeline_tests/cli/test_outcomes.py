@@ -32,7 +32,7 @@ REPORT = Report(
     checks=(),
 )
 GOOD = CheckResult("up_to_date", "pass", "")
-DONE = IngestOutcome("i", [], REPORT, [GOOD], [], up_to_date=False)
+DONE = IngestOutcome("i", [], REPORT, [GOOD], [], [], up_to_date=False)
 BAD = CheckResult("up_to_date", "fail", "3 are stale", 3)
 
 
@@ -42,6 +42,7 @@ BAD = CheckResult("up_to_date", "fail", "3 are stale", 3)
         (DONE, 0, "ingest search"),
         (replace(DONE, checks=[BAD]), 5, "ingest status"),
         (replace(DONE, failed_ranges=[("*:*", "why")], checks=[BAD]), 6, "ingest retry"),
+        (replace(DONE, held_ranges=[("*:*", "why")], checks=[]), 6, "ingest status --watch"),
         (replace(DONE, report=replace(REPORT, failed_products=2)), 6, "ingest failures"),
     ],
 )

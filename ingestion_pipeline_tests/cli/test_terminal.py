@@ -71,7 +71,7 @@ def test_with_json_nothing_but_the_document_goes_to_stdout(
         assert word in err
 
 
-def test_a_verdict_shows_every_reason_with_what_to_do_about_it(
+def test_a_verdict_shows_what_was_seen_and_every_reason_with_what_to_do_about_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     reasons = (
@@ -79,10 +79,13 @@ def test_a_verdict_shows_every_reason_with_what_to_do_about_it(
         Reason("disk_space", "unknown", "It is far away.", ""),
     )
     with RunListener() as listener:
-        listener.verdict(Verdict("disk_space", reasons, summary="looked at"))
+        details = ("2 folders", "1 disk")
+        listener.verdict(Verdict("disk_space", reasons, summary="looked at", details=details))
         assert [verdict.check for verdict in listener.verdicts] == ["disk_space"]
     assert capsys.readouterr().out.splitlines() == [
         "? disk_space                   looked at",
+        "    2 folders",
+        "    1 disk",
         "    It is tight.",
         "    → Watch it.",
         "    It is far away.",

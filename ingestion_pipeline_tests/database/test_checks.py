@@ -181,6 +181,78 @@ def test_five_products_are_shown_with_their_dimensions(shop: Shop) -> None:
     assert len(five) == 5
 
 
+def test_vectors_of_two_fingerprints_in_one_column_are_counted_and_named(shop: Shop) -> None:
+    usage = shop.settings.aspects[Aspect.USAGE].model_copy(update={"prefix": "passage: "})
+    aspects = {**shop.settings.aspects, Aspect.USAGE: usage}
+    other = shop.settings.model_copy(update={"aspects": aspects})
+    fingerprint = other.fingerprint(Aspect.USAGE)
+    with open_shop(other) as with_other_settings:
+        with_other_settings.prepare()
+    shop.connection.execute(
+        "UPDATE ingestion.embedding_ledger SET fingerprint = %s "
+        "WHERE aspect = 'usage' AND product_id IN (103, 112)",
+        [fingerprint],
+    )
+
+    result = check(shop, "one_model_a_column")
+
+    assert (result.status, result.count) == ("fail", 2)
+    assert "2 usage from before its model's prefix changed from 'passage: ' to ''" in result.summary
+    assert "`ingest`" in result.summary
+    assert result.sample == (
+        f"103 Kettle: usage of fingerprint {fingerprint}",
+        f"112 Headphones: usage of fingerprint {fingerprint}",
+    )
+    right = shop.settings.fingerprint(Aspect.USAGE)
+    vectors = result.facts["vectors"]
+    assert isinstance(vectors, dict)
+    assert vectors["usage_embedding"] == {right: 7, fingerprint: 2}
+    assert len(vectors["description_embedding"]) == 1
+
+
+def test_a_vector_that_no_run_is_on_record_for_is_named_whoever_put_it_there(shop: Shop) -> None:
+    shop.connection.execute(
+        "DELETE FROM ingestion.embedding_ledger WHERE product_id = 106 AND aspect = 'feature'"
+    )
+
+    result = check(shop, "one_model_a_column")
+
+    assert (result.status, result.count) == ("fail", 1)
+    assert "1 feature not on record" in result.summary
+    assert result.summary.endswith("`ingest` makes them anew.")
+    assert result.sample == ("106 Trowel: feature of nobody on record",)
+
+
+def test_a_vector_where_the_ledger_says_that_there_is_none_is_named_with_what_to_do(
+    shop: Shop,
+) -> None:
+    shop.connection.execute(
+        "UPDATE product_embeddings_v2 SET usage_embedding = description_embedding "
+        'WHERE "productId" = 109'
+    )
+
+    result = check(shop, "one_model_a_column")
+
+    assert (result.status, result.count) == ("fail", 1)
+    assert result.summary.endswith("1 stand where a text is empty or has failed: set them to NULL.")
+    assert "`ingest`" not in result.summary
+    assert result.sample == ("109 Chess set: usage though empty",)
+
+
+def test_a_column_of_another_model_than_the_settings_fails_even_if_it_is_of_one(
+    shop: Shop,
+) -> None:
+    feature = shop.settings.aspects[Aspect.FEATURE].model_copy(update={"max_tokens": 128})
+    aspects = {**shop.settings.aspects, Aspect.FEATURE: feature}
+
+    with open_shop(shop.settings.model_copy(update={"aspects": aspects})) as other:
+        result = check(other, "one_model_a_column")
+
+    assert (result.status, result.count) == ("fail", 10)
+    assert "10 feature from before its model's max_tokens changed from 256 to 128" in result.summary
+    assert len(result.sample) == 10
+
+
 def test_searches_go_through_the_indexes_once_they_are_there(shop: Shop) -> None:
     before = check(shop, "searchable")
     shop.embeddings.create_vector_indexes()

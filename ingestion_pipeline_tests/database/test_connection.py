@@ -14,6 +14,7 @@ from psycopg.conninfo import make_conninfo
 from ingestion_pipeline.database.connection import connect, database_errors
 from ingestion_pipeline.database.local_server import LocalServer
 from ingestion_pipeline.errors import (
+    ConnectionLostError,
     DatabaseRightsError,
     DatabaseUnavailableError,
     DiskFullError,
@@ -106,9 +107,9 @@ def test_a_role_that_is_not_there_is_a_matter_of_rights(server: LocalServer) -> 
         ('FATAL:  no pg_hba.conf entry for host "::1", user "shop"', DatabaseRightsError),
         ('FATAL:  role "shop" is not permitted to log in', DatabaseRightsError),
         ('FATAL:  permission denied for database "shop"', DatabaseRightsError),
-        ("FATAL:  sorry, too many clients already", DatabaseUnavailableError),
-        ("FATAL:  the database system is starting up", DatabaseUnavailableError),
-        ("server closed the connection unexpectedly", DatabaseUnavailableError),
+        ("FATAL:  sorry, too many clients already", ConnectionLostError),
+        ("FATAL:  the database system is starting up", ConnectionLostError),
+        ("server closed the connection unexpectedly", ConnectionLostError),
     ],
 )
 def test_a_refused_connection_is_told_by_the_servers_words(
@@ -164,11 +165,11 @@ def test_a_missing_privilege_is_named(password_server: str) -> None:
         connection.execute("SELECT * FROM secrets")
 
 
-def test_a_server_that_goes_away_in_the_middle_is_unavailable(database_url: str) -> None:
+def test_a_session_that_the_server_ends_is_lost_and_worth_another_try(database_url: str) -> None:
     with connect(database_url) as other, connect(database_url) as connection:
         pid = connection.info.backend_pid
         other.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
-        with pytest.raises(DatabaseUnavailableError) as gone, database_errors():
+        with pytest.raises(ConnectionLostError) as gone, database_errors():
             connection.execute("SELECT 1")
     assert "run the same command again" in str(gone.value)
 
@@ -177,10 +178,11 @@ def test_a_statement_that_takes_too_long_may_be_tried_again(database_url: str) -
     url = make_conninfo(database_url, options="-c statement_timeout=50")
     with (
         connect(url) as connection,
-        pytest.raises(TransientError, match="statement timeout"),
+        pytest.raises(TransientError, match="statement timeout") as given_up,
         database_errors(),
     ):
         connection.execute("SELECT pg_sleep(5)")
+    assert "SET statement_timeout = 0" in str(given_up.value)
 
 
 def test_a_lock_that_is_not_given_may_be_asked_for_again(database_url: str) -> None:
@@ -226,9 +228,9 @@ def test_a_missing_table_is_an_outage_that_names_it(database_url: str) -> None:
         (pg.ReadOnlySqlTransaction("cannot execute INSERT"), DatabaseRightsError),
         (pg.DataException("expected 768 dimensions, not 384"), RangeFailedError),
         (pg.RaiseException("the shop's trigger says no"), RangeFailedError),
-        (pg.AdminShutdown("terminating connection"), DatabaseUnavailableError),
-        (pg.TooManyConnections("too many clients already"), DatabaseUnavailableError),
-        (psycopg.InterfaceError("the connection is closed"), DatabaseUnavailableError),
+        (pg.AdminShutdown("terminating connection"), ConnectionLostError),
+        (pg.TooManyConnections("too many clients already"), ConnectionLostError),
+        (psycopg.InterfaceError("the connection is closed"), ConnectionLostError),
         (pg.SyntaxError("syntax error"), OutageError),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from itertools import count
@@ -391,6 +392,78 @@ def test_a_mapping_that_is_wrong_is_named_with_its_line(
     assert connection.execute("SELECT count(*) FROM products").fetchone() == (10,)
 
 
+@pytest.mark.parametrize(
+    "volatile",
+    [
+        "name || random()",
+        "name || now()",
+        "name || clock_timestamp()",
+        "name || gen_random_uuid()",
+        "CASE WHEN random() < 0.5 THEN name END",
+    ],
+)
+def test_a_mapping_whose_texts_change_by_themselves_is_refused_with_what_to_do(
+    connection: Connection, database_url: str, tmp_path: Path, volatile: str
+) -> None:
+    statement = (
+        "SELECT id AS product_id, a.aspect, CASE a.aspect WHEN 'usage' THEN "
+        "(VOLATILE)::text ELSE name END AS text FROM products "
+        "CROSS JOIN unnest(ARRAY['description', 'usage', 'feature']) AS a (aspect)"
+    )
+    settings = mapped(tmp_path, database_url, statement.replace("VOLATILE", volatile))
+
+    verdict = verdict_on(connection, settings)
+
+    assert verdict.blocking
+    [message] = messages(verdict).splitlines()
+    assert f"{settings.catalogue.product_texts} gives other texts each time" in message
+    assert re.search(r"usage of 1\d\d", message)
+    assert "feature of" not in message
+    assert "Take out what changes by itself" in message
+
+
+def test_rows_that_a_mapping_gives_only_now_and_then_are_unsteady_texts(
+    connection: Connection, database_url: str, tmp_path: Path
+) -> None:
+    settings = mapped(
+        tmp_path,
+        database_url,
+        "SELECT id AS product_id, 'usage' AS aspect, name AS text FROM products "
+        "CROSS JOIN LATERAL (SELECT random() AS luck WHERE id > 0) AS a WHERE luck < 0.5",
+    )
+
+    assert "gives other texts each time" in messages(verdict_on(connection, settings))
+
+
+def test_an_edit_between_two_looks_is_not_taken_for_a_mapping_that_never_rests(
+    connection: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = inspection._Inspector._first_texts
+    edits = iter(["UPDATE products SET usage = 'edited' WHERE id = 103"])
+
+    def edited_after(inspector: inspection._Inspector) -> object:
+        seen = look(inspector)
+        for edit in edits:
+            connection.execute(edit.encode())
+        return seen
+
+    monkeypatch.setattr(inspection._Inspector, "_first_texts", edited_after)
+    facts = inspect(connection, settings_for(database_url))
+
+    assert list(edits) == []
+    assert facts.mapping is not None
+    assert facts.mapping.unsteady == ()
+
+
+def test_the_packaged_mapping_gives_the_same_texts_each_time(
+    connection: Connection, database_url: str
+) -> None:
+    facts = inspect(connection, settings_for(database_url))
+
+    assert facts.mapping is not None
+    assert facts.mapping.unsteady == ()
+
+
 def test_a_mapping_file_that_is_not_there_is_named(
     connection: Connection, database_url: str, tmp_path: Path
 ) -> None:
@@ -439,7 +512,7 @@ def test_counts_say_what_is_done_what_is_stale_and_why(database_url: str) -> Non
     with small_shop(database_url) as shop:
         shop.connection.execute("UPDATE products SET usage = 'For tea at five' WHERE id = 103")
         shop.connection.execute("INSERT INTO products VALUES (113, 'Mug', 'Holds tea', ' ', NULL)")
-        facts = count_facts(shop.connection, shop.catalogue, shop.settings, ranges=3)
+        facts = count_facts(shop.connection.live, shop.catalogue, shop.settings, ranges=3)
 
     assert (facts.products, facts.stale_products, facts.ranges) == (11, 2, 3)
     states = {(counted.aspect, counted.state): counted.aspects for counted in facts.aspects}
@@ -468,7 +541,7 @@ def test_free_space_is_measured_where_the_embedded_server_keeps_its_data(
 def test_indexes_that_are_there_are_told(database_url: str) -> None:
     with small_shop(database_url) as shop:
         shop.embeddings.create_vector_indexes()
-        facts = disk_facts(shop.connection, shop.settings)
+        facts = disk_facts(shop.connection.live, shop.settings)
 
     assert facts.indexed == frozenset(Aspect)
 

@@ -187,7 +187,7 @@ def test_the_server_understands_a_statement(name: str, shop: Shop) -> None:
     elif "CONCURRENTLY" in queries.text(name):
         shop.connection.execute(statement, {})  # outside of any transaction
     else:
-        with shop.connection.transaction(force_rollback=True):
+        with shop.connection.live.transaction(force_rollback=True):
             _make_room(shop, name)
             if first_word == "COPY":
                 with shop.connection.cursor().copy(statement):
@@ -206,8 +206,8 @@ def _prepare(shop: Shop, statement: sql.Composed) -> None:
             parameters.append(found[1])
         return f"${parameters.index(found[1]) + 1}"
 
-    text = re.sub(r"%%|%\((\w+)\)s|%", numbered, statement.as_string(shop.connection))
-    result = shop.connection.pgconn.prepare(b"", text.encode())
+    text = re.sub(r"%%|%\((\w+)\)s|%", numbered, statement.as_string(shop.connection.live))
+    result = shop.connection.live.pgconn.prepare(b"", text.encode())
     assert result.status == ExecStatus.COMMAND_OK, f"{result.error_message.decode()}\n{text}"
 
 

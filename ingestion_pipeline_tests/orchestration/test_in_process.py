@@ -228,10 +228,47 @@ def test_a_range_that_another_run_holds_is_left_to_it(ingested_shop: SmallShop) 
 
         outcome = ingested_shop.ingest()
 
-    [(key, reason)] = outcome.failed_ranges
+    [(key, reason)] = outcome.held_ranges
     assert key == KEYS[2]
-    assert "the-other-run" in reason
+    assert "held by run the-other-run" in reason
+    assert outcome.failed_ranges == []
     assert ingested_shop.models.texts == ["Thing 11. is worn"]
+    # v2 is finished by the run that holds the rest.
+    assert outcome.report is None
+    assert len(ingested_shop.runs("finish")) == 1
+
+
+@pytest.mark.parametrize("limit", [None, 5])
+def test_the_canary_does_not_stop_a_run_whose_first_products_another_run_holds(
+    ingested_shop: SmallShop, limit: int | None
+) -> None:
+    ingested_shop.connection.execute("UPDATE products SET usage = 'is worn' WHERE id IN (2, 11)")
+    with open_shop(ingested_shop.settings) as other:
+        range_ = range_of(KEYS[0], IdType.INTEGER)
+        other.embeddings.claim(range_, RunIdentity("the-other-run", "another", KEYS[0]), 60)
+
+        outcome = ingested_shop.ingest(limit=limit)
+
+    [canary] = [verdict for verdict in outcome.verdicts if verdict.check == "canary"]
+    assert canary.status == "unknown"
+    assert "held by run the-other-run" in str(canary.reasons[0])
+    assert len(outcome.held_ranges) == 1
+    assert ingested_shop.models.texts == ([] if limit else ["Thing 11. is worn"])
+
+
+def test_a_range_that_is_free_again_at_the_end_is_taken_then(ingested_shop: SmallShop) -> None:
+    ingested_shop.connection.execute("UPDATE products SET usage = 'is worn' WHERE id IN (8, 11)")
+    with open_shop(ingested_shop.settings) as other:
+        range_ = range_of(KEYS[2], IdType.INTEGER)
+        identity = RunIdentity("the-other-run", "another", KEYS[2])
+        lease = other.embeddings.claim(range_, identity, 60)
+        ingested_shop.models.before = lambda _: other.embeddings.release(lease)
+
+        outcome = ingested_shop.ingest()
+
+    assert outcome.held_ranges == []
+    assert ingested_shop.models.texts == ["Thing 11. is worn", "Thing 8. is worn"]
+    assert outcome.report is not None
 
 
 def test_a_command_interrupted_in_its_preflight_is_over(small_shop: SmallShop) -> None:
@@ -243,7 +280,7 @@ def test_a_command_interrupted_in_its_preflight_is_over(small_shop: SmallShop) -
     with pytest.raises(InterruptedRunError):
         small_shop.ingest()
 
-    assert [run.status for run in small_shop.runs("preflight")] == [dg.DagsterRunStatus.FAILURE]
+    assert [run.status for run in small_shop.runs("preflight")] == [dg.DagsterRunStatus.CANCELED]
     assert small_shop.value("SELECT count(*) FROM ingestion.leases") == 0
 
 
@@ -261,7 +298,7 @@ def test_an_interrupted_run_is_over_and_has_given_its_range_back(
         small_shop.ingest()
 
     [run] = small_shop.runs("reingest")
-    assert run.status == dg.DagsterRunStatus.FAILURE
+    assert run.status == dg.DagsterRunStatus.CANCELED
     assert small_shop.value("SELECT count(*) FROM ingestion.leases") == 0
     assert unfinished_ranges(small_shop.instance, KEYS)
     small_shop.heard.on_progress = lambda _: None

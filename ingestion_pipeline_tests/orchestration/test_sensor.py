@@ -1,12 +1,21 @@
-"""What follows the ranges: `finish`, once, when no range is left and no command waits."""
+"""What the daemon sees to: `finish`, once no range is left, and runs whose process was killed."""
 
 from __future__ import annotations
 
+import os
+
 import dagster as dg
 
+from ingestion_pipeline.orchestration.definitions import defs
 from ingestion_pipeline.orchestration.partitions import sync
-from ingestion_pipeline.orchestration.runs import BACKFILL_TAG, INVOCATION_TAG, SOURCE_TAG
-from ingestion_pipeline.orchestration.sensors import after_the_ranges
+from ingestion_pipeline.orchestration.runs import (
+    BACKFILL_TAG,
+    INVOCATION_TAG,
+    PROCESS_TAG,
+    SOURCE_TAG,
+    process_tag,
+)
+from ingestion_pipeline.orchestration.sensors import after_the_ranges, runs_without_a_process
 from ingestion_pipeline_tests.orchestration.conftest import KEYS, SmallShop
 
 
@@ -61,3 +70,25 @@ def test_a_run_that_was_not_over_ranges_asks_for_nothing(ingested_shop: SmallSho
     [run] = ingested_shop.runs("preflight")
 
     assert isinstance(_asked(ingested_shop, run), dg.SkipReason)
+
+
+def test_a_run_whose_process_was_killed_is_ended_while_the_others_go_on(
+    ingested_shop: SmallShop,
+) -> None:
+    job = defs.resolve_job_def("reingest")
+    dead = process_tag()[PROCESS_TAG].replace(f"/{os.getpid()}/", "/999999999/")
+    killed, living = (
+        ingested_shop.instance.create_run_for_job(
+            job, status=dg.DagsterRunStatus.STARTED, tags={PROCESS_TAG: process}
+        )
+        for process in (dead, process_tag()[PROCESS_TAG])
+    )
+
+    with dg.build_sensor_context(instance=ingested_shop.instance) as context:
+        asked = runs_without_a_process(context)
+
+    assert isinstance(asked, dg.SkipReason)
+    assert killed.run_id in str(asked.skip_message)
+    statuses = [run.status.value for run in ingested_shop.runs("reingest")]
+    assert statuses == ["SUCCESS", "FAILURE", "STARTED"]
+    assert living.run_id not in str(asked.skip_message)

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
-
 import dagster as dg
 import pytest
 
 from ingestion_pipeline.orchestration.failures import unfinished_ranges
 from ingestion_pipeline.orchestration.runs import PROCESS_TAG
-from ingestion_pipeline_tests.orchestration.conftest import KEYS, PRODUCTS, REPOSITORY, SmallShop
+from ingestion_pipeline_tests.orchestration.conftest import KEYS, PRODUCTS, SmallShop
+from ingestion_pipeline_tests.orchestration.serving import Served, served, until
 from ingestion_pipeline_tests.orchestration.test_in_process import REFUSE_PRODUCT_8
-
-MODULE = "ingestion_pipeline_tests.orchestration.served_definitions"
 
 PARTITIONS = """{ assetNodeOrError(assetKey: {path: ["product_embeddings_v2"]}) { ... on AssetNode {
   assetPartitionStatuses { ... on DefaultPartitionStatuses {
@@ -46,7 +32,8 @@ def test_a_backfill_of_the_failed_ranges_mends_them_and_the_report_follows(
     small_shop.ingest()
     small_shop.connection.execute("DROP TRIGGER refuse ON product_embeddings_v2")
 
-    with _served() as ask:
+    with served() as deployment:
+        ask = deployment.ask
         statuses = ask(PARTITIONS)["assetNodeOrError"]["assetPartitionStatuses"]
         assert statuses["failedPartitions"] == [KEYS[2]]
         assert sorted(statuses["materializedPartitions"]) == sorted(set(KEYS) - {KEYS[2]})
@@ -60,8 +47,8 @@ def test_a_backfill_of_the_failed_ranges_mends_them_and_the_report_follows(
         assert launched["__typename"] == "LaunchBackfillSuccess", launched
         backfill = launched["backfillId"]
 
-        _until(lambda: _status(ask, backfill) == "COMPLETED_SUCCESS", "the backfill")
-        _until(lambda: len(_finished(small_shop, backfill)) == 1, "indexes, checks and report")
+        until(lambda: _status(deployment, backfill) == "COMPLETED_SUCCESS", "the backfill")
+        until(lambda: len(_finished(small_shop, backfill)) == 1, "indexes, checks and report")
 
         statuses = ask(PARTITIONS)["assetNodeOrError"]["assetPartitionStatuses"]
         assert sorted(statuses["materializedPartitions"]) == sorted(KEYS)
@@ -75,8 +62,8 @@ def test_a_backfill_of_the_failed_ranges_mends_them_and_the_report_follows(
     assert spend.fetchall() == [(KEYS[2],)]
 
 
-def _status(ask: Callable[..., Any], backfill: str) -> str:
-    return str(ask(BACKFILL, id=backfill)["partitionBackfillOrError"]["status"])
+def _status(deployment: Served, backfill: str) -> str:
+    return str(deployment.ask(BACKFILL, id=backfill)["partitionBackfillOrError"]["status"])
 
 
 def _finished(shop: SmallShop, invocation: str) -> list[dg.DagsterRun]:
@@ -87,68 +74,3 @@ def _finished(shop: SmallShop, invocation: str) -> list[dg.DagsterRun]:
         statuses=[dg.DagsterRunStatus.SUCCESS],
     )
     return list(shop.instance.get_runs(filters))
-
-
-def _until(done: Callable[[], bool], what: str, seconds: float = 150) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, f"{what} did not come within {seconds} s"
-        time.sleep(0.5)
-
-
-@contextmanager
-def _served() -> Iterator[Callable[..., Any]]:
-    """The web server on a free port and the daemon; gives what asks the server."""
-    port = _free_port()
-    binaries = Path(sys.executable).parent
-    location = ["-m", MODULE, "-d", str(REPOSITORY)]
-    commands: list[list[str | Path]] = [
-        [binaries / "dagster-webserver", "-h", "127.0.0.1", "-p", str(port), *location],
-        [binaries / "dagster-daemon", "run", *location],
-    ]
-
-    def ask(query: str, **variables: object) -> Any:
-        body = json.dumps({"query": query, "variables": variables}).encode()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/graphql", body, {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
-            answer = json.load(response)
-        assert "errors" not in answer, answer
-        return answer["data"]
-
-    def is_up() -> bool:
-        try:
-            return bool(ask("{ version }"))
-        except OSError:
-            return False
-
-    processes = [
-        subprocess.Popen(
-            command,
-            cwd=REPOSITORY,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        for command in commands
-    ]
-    try:
-        _until(is_up, "the web server", 60)
-        yield ask
-    finally:
-        for process in processes:
-            process.send_signal(signal.SIGTERM)
-        for process in processes:
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        return port

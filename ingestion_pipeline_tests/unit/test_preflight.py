@@ -161,10 +161,12 @@ def test_the_gravest_reason_decides_and_only_an_error_blocks(
 
 def test_a_verdict_reads_as_lines_and_as_json() -> None:
     reason = Reason("disk_space", "error", "The disk is small.", "Buy another.")
-    verdict = Verdict("disk_space", (reason,), {"bytes_free": 3}, "3 bytes free")
+    details = ("2 of them on /data",)
+    verdict = Verdict("disk_space", (reason,), {"bytes_free": 3}, "3 bytes free", details)
 
     assert verdict.lines() == [
         "disk_space: fail · 3 bytes free",
+        "2 of them on /data",
         "✗ The disk is small. Buy another.",
     ]
     assert json.loads(json.dumps(verdict.as_dict())) == {
@@ -172,6 +174,7 @@ def test_a_verdict_reads_as_lines_and_as_json() -> None:
         "status": "fail",
         "blocking": True,
         "summary": "3 bytes free",
+        "details": ["2 of them on /data"],
         "reasons": [
             {"severity": "error", "message": "The disk is small.", "remedy": "Buy another."}
         ],
@@ -527,3 +530,10 @@ def test_a_canary_that_could_not_search_is_unknown() -> None:
 def test_some_failures_warn_and_nothing_but_failures_block() -> None:
     assert canary(replace(CANARY, failed=2)).status == "warn"
     assert canary(replace(CANARY, failed=15, embedded=0, reused=0)).blocking
+
+
+def test_one_product_that_fails_again_where_all_else_is_done_stops_no_run() -> None:
+    verdict = canary(replace(CANARY, failed=3, embedded=0, reused=0))
+
+    assert (verdict.status, verdict.blocking) == ("warn", False)
+    assert "3 aspects of the first 5 products failed" in reasons(verdict)

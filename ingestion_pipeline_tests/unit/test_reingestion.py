@@ -5,27 +5,32 @@ What PostgreSQL has to say about it is tested in `database/test_reingestion_on_p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 
+from ingestion_pipeline.asking import CONTROL_TEXT
 from ingestion_pipeline.aspects import Aspect
 from ingestion_pipeline.embedding.embedder import Embeddings
 from ingestion_pipeline.errors import (
+    BatchTooLargeError,
+    ConnectionLostError,
     DatabaseUnavailableError,
     LeaseLostError,
     OutageError,
+    OutOfMemoryError,
     PermanentTextError,
     RangeFailedError,
+    TooManyFailuresError,
     TransientError,
     WeightsError,
 )
+from ingestion_pipeline.patience import LONGEST_PAUSE_SECONDS
 from ingestion_pipeline.ranges import EVERYTHING, ProductId, ProductIdRange
 from ingestion_pipeline.reingestion import (
-    MAX_ATTEMPTS,
     MAX_PASSES,
     AspectModel,
     Pace,
@@ -48,6 +53,7 @@ from ingestion_pipeline_tests.shops import KnownEmbedder, vector_of
 
 FINGERPRINTS = {Aspect.DESCRIPTION: "large", Aspect.USAGE: "large", Aspect.FEATURE: "small"}
 DIMENSIONS = {"large": 8, "small": 4}
+RETRY_SECONDS = 30
 OWNER = RunIdentity("run-1", "invocation-1", "*:*")
 
 Texts = dict[tuple[ProductId, Aspect], str | None]
@@ -73,21 +79,22 @@ class Shop:
         if self.faults.get(method):
             raise self.faults[method].pop(0)
 
-    def pages(
+    def page(
         self, range_: ProductIdRange, fingerprints: Mapping[Aspect, str], products: int
-    ) -> Iterator[list[StaleText]]:
-        assert range_ == EVERYTHING
+    ) -> tuple[list[StaleText], ProductIdRange | None]:
+        self._maybe_fail("page")
         ids = sorted({id_ for id_, _ in self.texts}, key=str)
-        for start in range(0, len(ids), products):
-            self._maybe_fail("pages")
-            yield [
-                StaleText(id_, aspect, fingerprints[aspect], text, text_digest(text))
-                for id_ in ids[start : start + products]
-                for aspect in Aspect
-                if (id_, aspect) in self.texts
-                for text in [self.texts[id_, aspect]]
-                if not self._is_settled(id_, aspect, text_digest(text))
-            ]
+        ids = ids[0 if range_.first is None else ids.index(range_.first) :]
+        rest = ProductIdRange(ids[products], None) if len(ids) > products else None
+        texts = [
+            StaleText(id_, aspect, fingerprints[aspect], text, text_digest(text))
+            for id_ in ids[:products]
+            for aspect in Aspect
+            if (id_, aspect) in self.texts
+            for text in [self.texts[id_, aspect]]
+            if not self._is_settled(id_, aspect, text_digest(text))
+        ]
+        return texts, rest
 
     def _is_settled(self, id_: ProductId, aspect: Aspect, digest: bytes) -> bool:
         known = self.settled.get((id_, aspect))
@@ -129,6 +136,11 @@ class Shop:
         self.commits.append((written, spend))
         return written
 
+    def failed_product_count(self) -> int:
+        self._maybe_fail("failed_product_count")
+        failed = [it for it in self.settled.values() if it.outcome is Outcome.FAILED]
+        return len({result.stale.product_id for result in failed})
+
     def outcome(self, id_: ProductId, aspect: Aspect = Aspect.DESCRIPTION) -> Outcome:
         return self.settled[id_, aspect].outcome
 
@@ -144,6 +156,8 @@ class Worker:
         }
     )
     waits: list[float] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    max_failed_products: int | None = None
     steps: list[RangeStep] = field(default_factory=list)
     ticks: int = 0
 
@@ -161,8 +175,15 @@ class Worker:
                 for aspect, name in FINGERPRINTS.items()
             },
             owner=OWNER,
-            pace=Pace(products_per_page, tokens_per_batch, 60),
+            pace=Pace(
+                products_per_page,
+                tokens_per_batch,
+                lease_seconds=60,
+                retry_seconds=RETRY_SECONDS,
+                max_failed_products=self.max_failed_products,
+            ),
             report=self.steps.append,
+            say=self.said.append,
             clock=self._clock,
             sleep=self.waits.append,
         )
@@ -228,7 +249,7 @@ def test_a_second_run_asks_for_nothing_and_commits_nothing() -> None:
     result = worker.work()
     assert worker.large.requests == []
     assert len(shop.commits) == commits
-    assert replace(result, seconds=0.0) == RangeResult()
+    assert replace(result, seconds=0.0) == RangeResult(tokens_per_batch=10_000)
 
 
 def test_batches_keep_to_the_token_budget_and_are_committed_one_by_one() -> None:
@@ -243,11 +264,14 @@ def test_each_commit_carries_what_its_own_batch_took() -> None:
     shop = Shop({**_descriptions("one two", "three four", None), (4, Aspect.FEATURE): "five"})
     worker = Worker(shop)
     worker.work()
-    assert [spend for _, spend in shop.commits] == [
-        Spend(),
-        Spend("large", requests=1, texts=2, tokens=4, seconds=1.0),
-        Spend("small", requests=1, texts=1, tokens=1, seconds=1.0),
+    spends = [spend for _, spend in shop.commits]
+    assert [(it.fingerprint, it.requests, it.texts, it.tokens) for it in spends] == [
+        (None, 0, 0, 0),
+        ("large", 1, 2, 4),
+        ("small", 1, 1, 1),
     ]
+    assert all(spend.seconds > 0 for spend in spends[1:])
+    assert len({spend.batch for spend in spends}) == 3
 
 
 def test_the_steps_that_are_reported_add_up_to_the_result() -> None:
@@ -286,10 +310,9 @@ def test_one_refused_text_is_found_by_halving_and_its_neighbours_land(poison: in
         if settled.known:
             assert isinstance(id_, int)
             assert np.array_equal(settled.known.vector, vector_of(f"text {id_ - 1:02d}", 8))
-    refusals = [request for request in worker.large.requests if f"text {poison:02d}" in request]
-    assert len(refusals) == 5  # log2(16) + 1
-    assert len(worker.large.requests) - len(refusals) == 4  # the other half, each time
-    assert [spend.requests for _, spend in shop.commits] == [9]
+    requests = worker.large.requests
+    assert len(requests) - 1 <= 5  # log2(16) + 1 more than without the text
+    assert [spend.requests for _, spend in shop.commits] == [len(requests)]
     assert worker.waits == []
 
 
@@ -299,7 +322,7 @@ def test_every_text_refused_fails_each_and_ends() -> None:
     worker.large.refused = {"text": "no"}
     result = worker.work()
     assert (result.failed, result.embedded) == (8, 0)
-    assert len(worker.large.requests) == 15
+    assert len(worker.large.requests) <= 8 * 4  # log2(8) + 1 for each
 
 
 def test_a_refused_text_shared_by_products_fails_for_each_of_them_at_one_asking() -> None:
@@ -308,7 +331,7 @@ def test_a_refused_text_shared_by_products_fails_for_each_of_them_at_one_asking(
     worker.large.refused = {"refused": "no"}
     result = worker.work()
     assert (result.failed, result.embedded) == (2, 1)
-    assert worker.large.texts.count("refused") == 2  # in the batch, and alone
+    assert worker.large.requests == [["refused", "fine"], ["refused"], ["fine"]]
 
 
 def _with_vector(bad: float, times: int) -> Callable[[Sequence[str], Embeddings], Embeddings]:
@@ -358,39 +381,156 @@ def _one_dimension_less(_: Sequence[str], right: Embeddings) -> Embeddings:
     return Embeddings(right.vectors[:, :-1], right.tokens, right.truncated)
 
 
-@pytest.mark.parametrize("answer", [_one_short, _one_dimension_less])
-def test_an_answer_that_cannot_be_matched_to_its_texts_is_never_written(
+def _all_zero(_: Sequence[str], right: Embeddings) -> Embeddings:
+    return Embeddings(np.zeros_like(right.vectors), right.tokens, right.truncated)
+
+
+def _choking(_: Sequence[str], __: Embeddings) -> Embeddings:
+    raise IndexError("out of range")
+
+
+@pytest.mark.parametrize("answer", [_one_short, _one_dimension_less, _all_zero, _choking])
+def test_a_model_without_one_usable_answer_is_at_fault_and_no_product(
     answer: Callable[[Sequence[str], Embeddings], Embeddings],
 ) -> None:
     shop = Shop(_descriptions("one", "two", "three"))
     worker = Worker(shop)
     worker.large.answer = answer
-    with pytest.raises(RangeFailedError, match="Gave up after 5 attempts"):
+    with pytest.raises(RangeFailedError, match="no product is to blame"):
         worker.work()
     assert shop.commits == []
-    assert len(worker.large.requests) == MAX_ATTEMPTS
-    assert worker.waits == [0.2, 0.4, 0.8, 1.6]
+    assert worker.large.requests[-1] == [CONTROL_TEXT]
+    assert len(worker.large.requests) <= 5
     assert len(shop.released) == 1
 
 
-@pytest.mark.parametrize("method", ["claim", "pages", "known_vectors", "commit"])
+@pytest.mark.parametrize("answer", [_one_short, _one_dimension_less, _all_zero, _choking])
+@pytest.mark.parametrize("texts", [("two",), ("one", "two", "three", "four")])
+def test_a_text_that_spoils_every_answer_it_is_in_fails_alone(
+    texts: tuple[str, ...],
+    answer: Callable[[Sequence[str], Embeddings], Embeddings],
+) -> None:
+    shop = Shop(_descriptions(*texts))
+    worker = Worker(shop)
+    worker.large.answer = lambda sent, right: answer(sent, right) if "two" in sent else right
+    result = worker.work()
+    poison = texts.index("two") + 1
+    assert shop.outcome(poison) is Outcome.FAILED
+    if answer is not _all_zero:  # there the neighbours' vectors are zero, too, and asked for again
+        assert (result.embedded, result.failed) == (len(texts) - 1, 1)
+
+
+def test_rows_in_another_order_are_put_in_the_order_of_their_texts() -> None:
+    shop = Shop(_descriptions("one", "two", "three"))
+    worker = Worker(shop)
+    worker.large.answer = lambda _, right: Embeddings(
+        right.vectors[[2, 0, 1]], right.tokens, right.truncated, indexes=[2, 0, 1]
+    )
+    worker.work()
+    for id_, text in enumerate(["one", "two", "three"], start=1):
+        known = shop.settled[id_, Aspect.DESCRIPTION].known
+        assert known is not None
+        assert np.array_equal(known.vector, vector_of(text, 8))
+
+
+def test_a_batch_for_which_there_is_no_memory_is_asked_for_in_smaller_ones() -> None:
+    shop = Shop(_descriptions(*(f"text {number:02d}" for number in range(16))))
+    worker = Worker(shop)
+
+    def answer(texts: Sequence[str], right: Embeddings) -> Embeddings:
+        if len(texts) > 3:
+            raise BatchTooLargeError("out of memory")
+        return right
+
+    worker.large.answer = answer
+    result = worker.work(tokens_per_batch=1_000)
+    assert (result.embedded, result.failed) == (16, 0)
+    assert [len(request) for request in worker.large.requests] == [16, 8, 4, *[2] * 8]
+    assert result.tokens_per_batch == 4
+    assert len(worker.said) == 3
+    assert "at most 4 tokens a batch" in worker.said[-1]
+
+
+def test_a_text_for_which_there_is_no_memory_is_an_outage_and_not_its_fault() -> None:
+    shop = Shop(_descriptions("one", "two"))
+    worker = Worker(shop)
+
+    def answer(_: Sequence[str], __: Embeddings) -> Embeddings:
+        raise MemoryError
+
+    worker.large.answer = answer
+    with pytest.raises(OutOfMemoryError, match="max_tokens"):
+        worker.work()
+    assert shop.commits == []
+
+
+def test_what_was_answered_before_an_outage_in_the_middle_of_a_batch_is_kept() -> None:
+    shop = Shop(_descriptions("aa", "bb", "cc", "dd"))
+    worker = Worker(shop)
+    outage = OutageError("quota")
+
+    def answer(texts: Sequence[str], right: Embeddings) -> Embeddings:
+        if "dd" in texts:
+            raise PermanentTextError("no") if len(texts) > 1 else outage
+        if "cc" in texts:
+            raise outage
+        return right
+
+    worker.large.answer = answer
+    with pytest.raises(OutageError):
+        worker.work()
+    assert set(shop.settled) == {(1, Aspect.DESCRIPTION), (2, Aspect.DESCRIPTION)}
+
+
+def test_more_failed_products_than_allowed_stop_the_range_and_keep_what_is_committed() -> None:
+    shop = Shop(_descriptions("bad 1", "good 2", "bad 3", "good 4"))
+    worker = Worker(shop, max_failed_products=1)
+    worker.large.refused = {"bad": "no"}
+    with pytest.raises(TooManyFailuresError, match=r"work\.max_failed_products = 1"):
+        worker.work(tokens_per_batch=2)
+    assert len(worker.large.requests) == 3
+    assert len(shop.settled) == 3
+    assert len(shop.released) == 1
+
+
+def test_as_many_failed_products_as_allowed_stop_nothing() -> None:
+    shop = Shop(_descriptions("bad 1", "good 2", "bad 3", "good 4"))
+    worker = Worker(shop, max_failed_products=2)
+    worker.large.refused = {"bad": "no"}
+    assert worker.work(tokens_per_batch=2).failed == 2
+
+
+@pytest.mark.parametrize("method", ["claim", "page", "known_vectors", "commit"])
 def test_a_transient_error_anywhere_is_waited_out_and_loses_nothing(method: str) -> None:
     shop = Shop(_descriptions("one", None, "three"))
     shop.faults = {method: [TransientError("busy"), TransientError("busy")]}
     worker = Worker(shop)
     result = worker.work(products_per_page=2)
     assert (result.products, result.embedded, result.empty) == (3, 2, 1)
-    assert worker.waits == [0.2, 0.4]
+    first, second = worker.waits
+    assert 0.1 <= first <= 0.2 <= second <= 0.4
     assert worker.large.texts == ["one", "three"]
 
 
-@pytest.mark.parametrize("method", ["claim", "pages", "known_vectors", "commit"])
+@pytest.mark.parametrize("method", ["claim", "page", "known_vectors", "commit"])
 def test_a_transient_error_that_stays_fails_the_range_and_says_why(method: str) -> None:
     shop = Shop(_descriptions("one"))
     shop.faults = {method: [TransientError("still busy") for _ in range(50)]}
+    worker = Worker(shop)
     with pytest.raises(RangeFailedError, match="still busy"):
-        Worker(shop).work()
+        worker.work()
     assert len(shop.released) == len(shop.claimed)
+    assert sum(worker.waits) <= RETRY_SECONDS
+    assert max(worker.waits) <= LONGEST_PAUSE_SECONDS
+    assert len(worker.said) == 1
+    assert "Trying again" in worker.said[0]
+
+
+def test_a_server_that_does_not_come_back_is_unavailable_and_no_fault_of_the_range() -> None:
+    shop = Shop(_descriptions("one"))
+    shop.faults = {"commit": [ConnectionLostError("gone") for _ in range(50)]}
+    with pytest.raises(DatabaseUnavailableError, match="gone"):
+        Worker(shop).work()
 
 
 def test_a_transient_error_of_the_model_is_not_a_fault_of_its_texts() -> None:

@@ -1,0 +1,141 @@
+"""One batch of texts and one model: what it answers, and which text is to blame where it does not.
+
+A text that the model cannot take is found by halving, its neighbours get their vectors, and no text
+is blamed for what is the model's fault. Waiting, batching and storing belong elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ingestion_pipeline.embedding.embedder import Embedder, Embeddings, in_order, validate
+from ingestion_pipeline.errors import (
+    BatchTooLargeError,
+    IngestionError,
+    InvalidAnswerError,
+    PermanentTextError,
+    RangeFailedError,
+    redacted,
+)
+from ingestion_pipeline.work import KnownVector
+
+CONTROL_TEXT = "A plain cup"
+"""A text that every model can embed: where it gets no answer either, the fault is the model's."""
+
+BAD_TWICE = "The model's vector is zero or not finite, twice."
+
+Fault = PermanentTextError | InvalidAnswerError
+
+
+@dataclass
+class Asking:
+    """Asks `embedder` for the vectors of `texts`.
+
+    `patiently` does an action until no transient error stops it. `vectors` and `reasons` hold, by
+    position, what is known so far, also when `ask` ended in an error: that is paid for. `requests`
+    and `tokens` are what it took.
+    """
+
+    embedder: Embedder
+    texts: Sequence[str]
+    patiently: Callable[[Callable[[], Embeddings]], Embeddings]
+    vectors: dict[int, KnownVector] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+    requests: int = 0
+    tokens: int = 0
+    _bad: list[int] = field(default_factory=list)
+
+    @property
+    def unanswered(self) -> list[int]:
+        """The positions of which nothing is known yet."""
+        known = self.vectors.keys() | self.reasons.keys()
+        return [position for position in range(len(self.texts)) if position not in known]
+
+    def ask(self) -> None:
+        """Get a vector, or a reason why there is none, for each text.
+
+        Raises `BatchTooLargeError` where memory does not suffice, `RangeFailedError` where no text
+        is to blame, and the embedder's `OutageError`.
+        """
+        self._settle(list(range(len(self.texts))))
+        if self._bad:
+            again, self._bad = self._bad, []
+            self._settle(again)
+            if self._bad:
+                self._refuse_to_blame_for(InvalidAnswerError(BAD_TWICE))
+            self.reasons |= dict.fromkeys(self._bad, BAD_TWICE)
+
+    def _settle(self, positions: list[int]) -> None:
+        """Ask for all of `positions`; each text that is to blame costs log2(n) + 1 requests more.
+
+        Of suspects, half are asked. Where these get an answer, the fault lies in the other half;
+        where not, in this one, and the others are asked with the rest at the end.
+        """
+        while positions:
+            fault = self._request(positions)
+            if isinstance(fault, InvalidAnswerError):
+                fault = self._request(positions)
+            if fault is None:
+                return
+            suspects, positions = positions, []
+            while len(suspects) > 1:
+                middle = len(suspects) // 2
+                asked, others = suspects[:middle], suspects[middle:]
+                refused = self._request(asked)
+                if refused is None:
+                    suspects = others
+                else:
+                    fault, suspects, positions = refused, asked, others + positions
+            if isinstance(fault, InvalidAnswerError):
+                self._refuse_to_blame_for(fault)
+            self.reasons[suspects[0]] = str(fault)
+
+    def _refuse_to_blame_for(self, fault: InvalidAnswerError) -> None:
+        """Raise if nothing got an answer, not even a text that every model can embed."""
+        if self.vectors:
+            return
+        try:
+            bad = self._answer([CONTROL_TEXT])[1]
+        except (PermanentTextError, InvalidAnswerError):
+            bad = {0}
+        if bad:
+            raise RangeFailedError(
+                f"The model gives no usable answer, not even to {CONTROL_TEXT!r}, so no product is "
+                f"to blame: {fault} `ingest models` says which model it is."
+            ) from fault
+
+    def _request(self, positions: Sequence[int]) -> Fault | None:
+        """Take the answer to some texts in, or return why there is none."""
+        try:
+            embeddings, bad = self._answer([self.texts[position] for position in positions])
+        except (PermanentTextError, InvalidAnswerError) as fault:
+            return fault
+        for row, position in enumerate(positions):
+            if row in bad:
+                self._bad.append(position)
+            else:
+                self.vectors[position] = KnownVector(
+                    embeddings.vectors[row], embeddings.tokens[row], embeddings.truncated[row]
+                )
+        return None
+
+    def _answer(self, texts: Sequence[str]) -> tuple[Embeddings, set[int]]:
+        """The answer to `texts` in their order, and the rows whose vectors must not be stored."""
+        embeddings = in_order(self.patiently(lambda: self._embedded(texts)), len(texts))
+        bad = validate(embeddings, expected_count=len(texts), dimensions=self.embedder.dimensions)
+        self.tokens += sum(embeddings.tokens)
+        return embeddings, set(bad)
+
+    def _embedded(self, texts: Sequence[str]) -> Embeddings:
+        self.requests += 1
+        try:
+            return self.embedder.embed(texts)
+        except IngestionError:
+            raise
+        except MemoryError as error:
+            raise BatchTooLargeError("the process has no memory left.") from error
+        except Exception as error:
+            # An engine may choke on a text with any error of its own.
+            message = redacted(f"{type(error).__name__}: {error}")
+            raise InvalidAnswerError(f"The model raised {message}.") from error
