@@ -587,8 +587,8 @@ def test_vector_ledger_and_spend_are_written_together_or_not_at_all(table: str, 
     )
     committed = 2 if table == "ingestion.spend" else 3  # spend is written first
     shop.connection.execute(
-        "CREATE FUNCTION enough() RETURNS boolean LANGUAGE sql AS "
-        f"$$ SELECT count(*) >= {committed} FROM ingestion.spend $$"  # noqa: S608 - a number of ours
+        "CREATE FUNCTION enough() RETURNS boolean LANGUAGE sql AS "  # noqa: S608 - a number of ours
+        f"$$ SELECT count(*) >= {committed} FROM ingestion.spend $$"
     )
     shop.connection.execute(
         f"CREATE TRIGGER refuse BEFORE INSERT ON {table} FOR EACH ROW "
