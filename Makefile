@@ -23,6 +23,10 @@ demo: $(INSTALLED) ## the whole pipeline on a small shop, from nothing
 test: lint ## lint, types, import directions and every test
 	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
 
+.PHONY: faults
+faults: $(INSTALLED) ## cause every fault hundreds of times, and print what came of each (half an hour)
+	FAULTS=all $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal ingestion_pipeline_tests/faults
+
 .PHONY: lint
 lint: $(INSTALLED) ## style, types and import directions
 	$(BIN)/ruff check .

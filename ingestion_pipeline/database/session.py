@@ -17,12 +17,12 @@ from typing import Any, LiteralString, Self
 import psycopg
 from psycopg import sql
 from psycopg.abc import Params
+from psycopg.pq import TransactionStatus
 
 from ingestion_pipeline.database import queries
 from ingestion_pipeline.database.connection import (
     Connection,
     Row,
-    connect,
     connect_as,
     database_errors,
 )
@@ -45,8 +45,13 @@ class Session:
 
     @property
     def lost(self) -> bool:
-        """Whether the connection is gone; the next statement opens another."""
-        return self._connection.closed
+        """Whether the connection is of no use any more; the next statement opens another.
+
+        So it is, too, where a transaction could not be ended: what came next would be part of it.
+        """
+        if self._in_transaction:
+            return self._connection.closed
+        return self._connection.info.transaction_status is not TransactionStatus.IDLE
 
     @property
     def live(self) -> Connection:
@@ -59,6 +64,7 @@ class Session:
                 # A server that restarts comes back: whoever asks decides how long to wait.
                 raise ConnectionLostError(str(error)) from error
             self._end(self._connection, successor)
+            self._connection.close()
             self._connection = successor
         return self._connection
 
@@ -78,12 +84,12 @@ class Session:
         return cursor
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self, *, force_rollback: bool = False) -> Iterator[None]:
         """Commit what the block does, or nothing of it; blocks within blocks are savepoints."""
         connection, outermost = self.live, not self._in_transaction
         try:
             self._in_transaction = True
-            with connection.transaction():
+            with connection.transaction(force_rollback=force_rollback):
                 yield
         finally:
             if outermost:
@@ -108,25 +114,38 @@ class Session:
         # A name of its own: a pooler may hand the server's process on to other clients.
         name = f"ingestion_pipeline {uuid.uuid4().hex[:12]}"
         connection = connect_as(_WatchedConnection, self._url, name)
-        connection.watched_by(self._url, name)
+        connection.application_name = name
+        connection.is_worth_waiting_for = lambda: self._is_at_work(name)
         return connection
 
+    def _is_at_work(self, application_name: str) -> bool:
+        with (
+            suppress(IngestionError),
+            database_errors(),
+            connect_as(_WatchedConnection, self._url, "ingestion_pipeline asks") as other,
+        ):
+            row = other.execute(
+                queries.text("session_is_at_work"), {"application_name": application_name}
+            ).fetchone()
+            return row is not None and bool(row[0])
+        return False
+
     def _end(self, predecessor: _WatchedConnection, successor: Connection) -> None:
-        with database_errors():
-            successor.execute(
-                queries.text("end_session"), {"application_name": predecessor.application_name}
-            )
+        try:
+            with database_errors():
+                successor.execute(
+                    queries.text("end_session"), {"application_name": predecessor.application_name}
+                )
+        except IngestionError:
+            successor.close()
+            raise
 
 
 class _WatchedConnection(psycopg.Connection[Row]):
-    """Asks the server, after some silence, whether there is an answer to wait for."""
+    """Gives the line up after some silence, unless something speaks for going on waiting."""
 
     application_name = ""
-    _url: str | None = None
-
-    def watched_by(self, url: str, application_name: str) -> None:
-        """From now on, ask under `url` after the session with this name."""
-        self._url, self.application_name = url, application_name
+    is_worth_waiting_for: Callable[[], bool] = staticmethod(lambda: False)
 
     def wait(self, gen: Generator[Any, Any, Any], *args: Any, **options: Any) -> Any:
         """Run a generator of psycopg's to its end, as its own `wait` does."""
@@ -145,19 +164,11 @@ class _WatchedConnection(psycopg.Connection[Row]):
             now = time.monotonic()
             if ready:
                 heard_at = now
-            elif self._url and now - heard_at > SILENCE_SECONDS:
-                if not self._server_is_at_work(self._url):
+            elif now - heard_at > SILENCE_SECONDS:
+                if not self.is_worth_waiting_for():
                     self.pgconn.finish()
                     raise psycopg.OperationalError(
                         f"no answer for {SILENCE_SECONDS:.0f} s, and the server is not at work on "
                         "one: the line is dead"
                     )
                 heard_at = now
-
-    def _server_is_at_work(self, url: str) -> bool:
-        with suppress(IngestionError), database_errors(), connect(url) as other:
-            row = other.execute(
-                queries.text("session_is_at_work"), {"application_name": self.application_name}
-            ).fetchone()
-            return row is not None and bool(row[0])
-        return False

@@ -187,7 +187,7 @@ def test_the_server_understands_a_statement(name: str, shop: Shop) -> None:
     elif "CONCURRENTLY" in queries.text(name):
         shop.connection.execute(statement, {})  # outside of any transaction
     else:
-        with shop.connection.live.transaction(force_rollback=True):
+        with shop.connection.transaction(force_rollback=True):
             _make_room(shop, name)
             if first_word == "COPY":
                 with shop.connection.cursor().copy(statement):
