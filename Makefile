@@ -13,7 +13,7 @@ INSTALLED := .venv/.installed
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[.a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[.a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(INSTALLED) ## the whole pipeline on a small shop, from nothing
@@ -26,6 +26,10 @@ test: lint ## lint, types, import directions and every test
 .PHONY: faults
 faults: $(INSTALLED) ## cause every fault hundreds of times, and print what came of each (half an hour)
 	FAULTS=all $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal ingestion_pipeline_tests/faults
+
+.PHONY: safeguards
+safeguards: $(INSTALLED) ## take each safeguard of the data away in turn, to see a test fail
+	@$(BIN)/python -m ingestion_pipeline_tests.faults.safeguards
 
 .PHONY: lint
 lint: $(INSTALLED) ## style, types and import directions

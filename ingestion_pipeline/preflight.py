@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from ingestion_pipeline.aspects import Aspect
 from ingestion_pipeline.database.inspection import CountFacts, DiskFacts
+from ingestion_pipeline.disk import readable
 from ingestion_pipeline.preflight_database import database_connection
 from ingestion_pipeline.progress import duration
 from ingestion_pipeline.settings import Settings
@@ -109,11 +110,11 @@ def embedding_quota(facts: EmbeddingFacts, settings: Settings) -> Verdict:
     free = facts.free_memory_bytes
     if free is None:
         reasons.unknown(
-            "How much memory is free is not known.", f"About {_bytes(needed)} are needed."
+            "How much memory is free is not known.", f"About {readable(needed)} are needed."
         )
     elif needed > free:
         reasons.error(
-            f"The models need about {_bytes(needed)} of memory, and {_bytes(free)} are free.",
+            f"The models need about {readable(needed)} of memory, and {readable(free)} are free.",
             "Free some, or lower work.tokens_per_batch.",
         )
     return reasons.verdict(
@@ -130,7 +131,7 @@ def embedding_quota(facts: EmbeddingFacts, settings: Settings) -> Verdict:
             "memory_needed_bytes": needed,
             "memory_free_bytes": free,
         },
-        f"{len(facts.models)} local models; about {_bytes(needed)} of memory needed",
+        f"{len(facts.models)} local models; about {readable(needed)} of memory needed",
     )
 
 
@@ -233,26 +234,26 @@ def disk_space(facts: DiskFacts, counts: CountFacts, settings: Settings) -> Verd
     needed, free = sum(parts.values()), facts.free_bytes
     if free is None:
         reasons.unknown(
-            f"About {_bytes(needed)} are needed where the server's data lies, and how much is "
+            f"About {readable(needed)} are needed where the server's data lies, and how much is "
             f"free there cannot be known: {facts.why_unknown}.",
             "Ask whoever runs the server, and set disk.free_bytes in ingestion.toml.",
         )
     elif needed > free:
         reasons.error(
-            f"About {_bytes(needed)} are needed where the server's data lies, and {_bytes(free)} "
-            "are free.",
-            f"Free at least {_bytes(needed - free)}, or give the server a larger disk.",
+            f"About {readable(needed)} are needed where the server's data lies, and "
+            f"{readable(free)} are free.",
+            f"Free at least {readable(needed - free)}, or give the server a larger disk.",
         )
     elif needed > SCARCE_SHARE * free:
         reasons.warning(
-            f"About {_bytes(needed)} of the {_bytes(free)} that are free will be used.",
+            f"About {readable(needed)} of the {readable(free)} that are free will be used.",
             "Free some space: a full disk stops the shop's own writes, too.",
         )
     places: dict[str, JSON] = dict(facts.places)
-    summary = f"about {_bytes(needed)} needed"
+    summary = f"about {readable(needed)} needed"
     return reasons.verdict(
         {"bytes_needed": needed, **parts, "bytes_free": free, "places": places},
-        summary + (f", {_bytes(free)} free" if free is not None else ", free space unknown"),
+        summary + (f", {readable(free)} free" if free is not None else ", free space unknown"),
     )
 
 
@@ -414,13 +415,3 @@ def _canary_summary(facts: CanaryFacts, left: int, seconds: float | None) -> str
         return f"{came}; nothing is left to embed"
     estimate = "an unknown time" if seconds is None else f"about {duration(seconds)}"
     return f"{came}; the other {left:,} texts take {estimate}"
-
-
-def _bytes(count: int) -> str:
-    """Bytes for people, in the powers of 1,000 that disks are sold by."""
-    size = float(count)
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1_000:  # noqa: PLR2004 - the next unit begins
-            return f"{size:.0f} {unit}"
-        size /= 1_000
-    return f"{size:,.1f} GB"

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -29,15 +29,24 @@ _Handler = Callable[[int, FrameType | None], None]
 
 @dataclass
 class _Interruption:
-    """When a signal last raised, on the monotonic clock."""
+    """When a signal last raised, on the monotonic clock, and whether one is held back."""
 
     at: float | None = None
+    held_back: bool = False
 
     def __call__(self, _number: int, _frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self.at is None or now - self.at > PATIENCE_SECONDS:
-            self.at = now
-            raise KeyboardInterrupt
+        if not self.is_under_way():
+            self.begin()
+
+    def begin(self) -> None:
+        self.at, self.held_back = time.monotonic(), False
+        raise KeyboardInterrupt
+
+    def is_under_way(self) -> bool:
+        return self.at is not None and time.monotonic() - self.at < PATIENCE_SECONDS
+
+    def hold_back(self, _number: int, _frame: FrameType | None) -> None:
+        self.held_back = True
 
 
 _interrupt = _Interruption()
@@ -48,9 +57,28 @@ def interruptible() -> Iterator[None]:
     """Let every signal to stop raise `KeyboardInterrupt`, the first of several only.
 
     Needed anew inside what Dagster runs: it raises an exception of its own, on which psycopg does
-    not cancel the statement at hand, and the connection could not even give its lease back.
+    not cancel the statement at hand, and the connection could not even give its lease back. What
+    was held back before raises at once. Whatever an interruption turns into on its way out of the
+    block, it leaves as `KeyboardInterrupt`.
     """
     with _handled_by(_interrupt):
+        if _interrupt.held_back:
+            _interrupt.begin()
+        try:
+            yield
+        except Exception:
+            if _interrupt.is_under_way():
+                raise KeyboardInterrupt from None
+            raise
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Let signals to stop wait for the next `interruptible` inside, or for whoever asks after them.
+
+    For code of others that may leave half of something behind where it is cut off.
+    """
+    with _handled_by(_interrupt.hold_back):
         yield
 
 
@@ -77,20 +105,18 @@ class StopRequest:
     Between our steps Dagster handles signals, takes one for the other, and forgets the late ones.
     """
 
-    def __init__(self, reader: int) -> None:
+    def __init__(self, reader: int | None = None) -> None:
+        """`reader` gives the numbers of signals as they come; None where none will."""
         self._reader = reader
         self._first: signal.Signals | None = None
 
     @property
     def first(self) -> signal.Signals | None:
         """The first signal to stop; None if there was none."""
-        try:
-            numbers = os.read(self._reader, 64)
-        except BlockingIOError:
-            numbers = b""
-        asked = (number for number in numbers if number in (*_SIGNALS, signal.SIGHUP))
-        for number in asked:
-            self._first = self._first or signal.Signals(number)
+        with suppress(BlockingIOError):
+            for number in os.read(self._reader, 64) if self._reader is not None else ():
+                if number in (*_SIGNALS, signal.SIGHUP):
+                    self._first = self._first or signal.Signals(number)
         return self._first
 
     def error(self) -> InterruptedRunError:
@@ -101,29 +127,45 @@ class StopRequest:
         return TerminatedRunError(f"Told to stop. {kept}")
 
 
+_open_requests: list[StopRequest] = []
+
+
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Note the signals to stop that come during the block; needs the main thread to see any."""
-    _interrupt.at = None
+    """Note the signals to stop that come during the block; a block inside another shares its notes.
+
+    Only the main thread sees signals.
+    """
+    if not _in_main_thread():
+        yield StopRequest()
+        return
+    if _open_requests:
+        yield _open_requests[0]
+        return
+    _interrupt.at, _interrupt.held_back = None, False
     reader, writer = os.pipe()
     for end in (reader, writer):
         os.set_blocking(end, False)
-    in_main_thread = threading.current_thread() is threading.main_thread()
     # Python writes the number of each signal there before any handler is called.
-    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False) if in_main_thread else -1
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    _open_requests.append(StopRequest(reader))
     try:
-        yield StopRequest(reader)
+        yield _open_requests[0]
     finally:
-        if in_main_thread:
-            signal.set_wakeup_fd(before)
+        _open_requests.clear()
+        signal.set_wakeup_fd(before)
         os.close(reader)
         os.close(writer)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 @contextmanager
 def _handled_by(handler: _Handler) -> Iterator[None]:
     """Have `handler` called for the signals to stop; in other threads than the main one nothing."""
-    if threading.current_thread() is not threading.main_thread():
+    if not _in_main_thread():
         yield
         return
     handlers: dict[signal.Signals, _Handler] = dict.fromkeys(_SIGNALS, handler)

@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,7 @@ import typer
 from ingestion_pipeline.cli import terminal
 from ingestion_pipeline.cli.exit_codes import ExitCode, exit_code
 from ingestion_pipeline.errors import IngestionError, redacted
-from ingestion_pipeline.stopping import ignore, interruptible, stop_request
+from ingestion_pipeline.stopping import held_back, ignore, interruptible, stop_request
 
 app = typer.Typer(
     name="ingest",
@@ -245,9 +246,12 @@ def run(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without our marks shows others
-    with stop_request() as stop, interruptible():
+    with stop_request() as stop, held_back():  # whatever happens is told to its end
         try:
-            code = app(arguments, prog_name="ingest", standalone_mode=False)
+            with interruptible():
+                code = app(arguments, prog_name="ingest", standalone_mode=False)
+        except KeyboardInterrupt:
+            return _told(stop.error(), arguments)
         except IngestionError as error:
             return _told(error, arguments)
         except typer.TyperException as error:
@@ -322,7 +326,8 @@ def _written(trace: str) -> Path:
 
 
 def _complain(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+    with suppress(OSError):  # nobody hears it where the terminal was closed
+        sys.stderr.write(f"{text}\n")
 
 
 if __name__ == "__main__":

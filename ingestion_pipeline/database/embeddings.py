@@ -130,9 +130,8 @@ class EmbeddingStore:
 
     def release_all(self, run_id: str) -> None:
         """Give back all that a run holds, also what it never heard that it got."""
-        if not self._session.lost:
-            with database_errors():
-                self._execute("release_leases_of_run", run_id=run_id)
+        with database_errors():
+            self._execute("release_leases_of_run", run_id=run_id)
 
     # Vectors
 

@@ -149,7 +149,13 @@ class _WatchedConnection(psycopg.Connection[Row]):
 
     def wait(self, gen: Generator[Any, Any, Any], *args: Any, **options: Any) -> Any:
         """Run a generator of psycopg's to its end, as its own `wait` does."""
-        return super().wait(self._watched(gen), *args, **options)
+        try:
+            return super().wait(self._watched(gen), *args, **options)
+        except KeyboardInterrupt:
+            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                # Cut off in `_watched`, which psycopg cannot take up again to hear of its cancel.
+                self.pgconn.finish()
+            raise
 
     def _watched(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
         heard_at = time.monotonic()

@@ -48,7 +48,13 @@ from ingestion_pipeline.orchestration.runs import (
 from ingestion_pipeline.orchestration.storage import STORAGE_ERRORS, dagster_instance, storage_error
 from ingestion_pipeline.report import Report
 from ingestion_pipeline.settings import Settings
-from ingestion_pipeline.stopping import StopRequest, interruptible, stop_request, undisturbed
+from ingestion_pipeline.stopping import (
+    StopRequest,
+    held_back,
+    interruptible,
+    stop_request,
+    undisturbed,
+)
 from ingestion_pipeline.verdict import Verdict
 from ingestion_pipeline.verification.checks import CheckResult
 
@@ -263,15 +269,16 @@ class _Terminal:
         tags: Mapping[str, str] | None = None,
         raise_on_error: bool = True,
     ) -> dg.ExecuteInProcessResult:
-        result = defs.resolve_job_def(job).execute_in_process(
-            instance=self.instance,
-            run_config={"loggers": _QUIET, **(config or {})},
-            tags=self._tags() | dict(tags or {}),
-            resources=self._resources(),
-            raise_on_error=raise_on_error,
-        )
+        with held_back():
+            result = defs.resolve_job_def(job).execute_in_process(
+                instance=self.instance,
+                run_config={"loggers": _QUIET, **(config or {})},
+                tags=self._tags() | dict(tags or {}),
+                resources=self._resources(),
+                raise_on_error=raise_on_error,
+            )
         if self.stop.first is not None:
-            # A signal after the last step, which Dagster forgets, or one that nobody was to raise.
+            # A signal outside our steps: Dagster forgets one that comes after the last of them.
             raise KeyboardInterrupt
         return result
 
@@ -329,9 +336,6 @@ def _our_errors(stop: StopRequest) -> Iterator[None]:
     except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
         raise stop.error() from None
     except Exception as error:
-        if stop.first is not None:
-            # Where an interruption goes through a library in C, it may come out as anything.
-            raise stop.error() from None
         if isinstance(error, dg.Failure) and isinstance(error.__cause__, IngestionError):
             raise error.__cause__ from None
         if (unavailable := storage_error(error)) is not None:

@@ -11,12 +11,12 @@ from contextlib import suppress
 import dagster as dg
 
 from ingestion_pipeline.aspects import Aspect
-from ingestion_pipeline.database.shop import Shop
+from ingestion_pipeline.database.shop import Shop, open_shop
 from ingestion_pipeline.errors import IngestionError
 from ingestion_pipeline.orchestration.runs import invocation_of
 from ingestion_pipeline.ranges import ProductIdRange, key_of
 from ingestion_pipeline.reingestion import AspectModel, Pace, RangeResult, RangeStep, reingest
-from ingestion_pipeline.stopping import undisturbed
+from ingestion_pipeline.stopping import interruptible, undisturbed
 from ingestion_pipeline.work import RunIdentity
 
 
@@ -36,24 +36,28 @@ def reingest_range(
     """
     work = shop.settings.work
     try:
-        return reingest(
-            range_,
-            catalogue=shop.catalogue,
-            store=shop.embeddings,
-            models=models,
-            owner=RunIdentity(run.run_id, invocation_of(run), key_of(range_, shop.id_type)),
-            pace=Pace(
-                products_per_page=work.products_per_page,
-                tokens_per_batch=tokens_per_batch or work.tokens_per_batch,
-                lease_seconds=work.lease_seconds,
-                retry_seconds=work.retry_seconds,
-                max_failed_products=work.max_failed_products,
-            ),
-            report=report,
-            say=say,
-        )
+        with interruptible():
+            return reingest(
+                range_,
+                catalogue=shop.catalogue,
+                store=shop.embeddings,
+                models=models,
+                owner=RunIdentity(run.run_id, invocation_of(run), key_of(range_, shop.id_type)),
+                pace=Pace(
+                    products_per_page=work.products_per_page,
+                    tokens_per_batch=tokens_per_batch or work.tokens_per_batch,
+                    lease_seconds=work.lease_seconds,
+                    retry_seconds=work.retry_seconds,
+                    max_failed_products=work.max_failed_products,
+                ),
+                report=report,
+                say=say,
+            )
     except KeyboardInterrupt:
-        # Where the database does not answer, the lease ends with its session.
+        # A claim may be cut off after its commit, and a connection in the middle of a statement.
+        # Where the database does not answer, the lease has ended with its session.
         with undisturbed(), suppress(IngestionError):
-            shop.embeddings.release_all(run.run_id)
+            shop.connection.close()
+            with open_shop(shop.settings) as again:
+                again.embeddings.release_all(run.run_id)
         raise

@@ -73,6 +73,8 @@ NOT_AS_WRITTEN: Mapping[str, StandIn] = {
     "export DATABASE_URL=postgresql://user:password@host:5432/shop": StandIn(
         'export DATABASE_URL="$SHOP_OF_THE_READER"', "the address is an example"
     ),
+    "make faults": StandIn("make --dry-run faults", "it takes the better part of an hour"),
+    "make safeguards": StandIn("make --dry-run safeguards", "it runs other tests many times"),
     "ingest up": StandIn('ingest up --port "$FREE_PORT"', "port 3000 may be taken on this machine"),
 }
 UP = "ingest up"
