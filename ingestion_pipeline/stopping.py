@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from ingestion_pipeline.errors import InterruptedRunError, TerminatedRunError
 PATIENCE_SECONDS = 10.0
 """For so long after a signal has raised, whatever comes next is taken for impatience, and cleaning
 up goes on; later it is taken to hang, and may be broken off."""
+
+_MOMENT_SECONDS = 0.05
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -61,7 +64,7 @@ def interruptible() -> Iterator[None]:
     was held back before raises at once. Whatever an interruption turns into on its way out of the
     block, it leaves as `KeyboardInterrupt`.
     """
-    with _handled_by(_interrupt):
+    with _handled_by(_interrupt), _raised_again_where_swallowed():
         if _interrupt.held_back:
             _interrupt.begin()
         try:
@@ -177,6 +180,25 @@ def _handled_by(handler: _Handler) -> Iterator[None]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+@contextmanager
+def _raised_again_where_swallowed() -> Iterator[None]:
+    """See to an interruption that comes where Python cannot raise, as in a destructor."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if unraisable.exc_type is not KeyboardInterrupt:
+            before(unraisable)
+            return
+        _interrupt.at = None
+        threading.Timer(_MOMENT_SECONDS, os.kill, [os.getpid(), signal.SIGINT]).start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _hang_up(_number: int, _frame: FrameType | None) -> None:

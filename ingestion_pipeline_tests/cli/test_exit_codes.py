@@ -36,6 +36,7 @@ def test_no_error_of_ours_is_called_unexpected(kind: type[errors.IngestionError]
         (errors.DiskFullError, 7),
         (errors.WeightsError, 7),
         (errors.InterruptedRunError, 130),
+        (errors.TerminatedRunError, 143),
     ],
 )
 def test_the_kind_of_an_error_decides_the_code(

@@ -20,6 +20,7 @@ from ingestion_pipeline.errors import (
     DiskFullError,
     IngestionError,
     OutageError,
+    OutOfMemoryError,
     RangeFailedError,
     TransientError,
 )
@@ -224,6 +225,7 @@ def test_a_missing_table_is_an_outage_that_names_it(database_url: str) -> None:
         (pg.DeadlockDetected("deadlock detected"), TransientError),
         (pg.ForeignKeyViolation("violates foreign key constraint"), TransientError),
         (pg.OutOfMemory("out of memory"), TransientError),
+        (psycopg.DatabaseError("out of memory for query result"), OutOfMemoryError),
         (pg.InvalidPassword("password authentication failed"), DatabaseRightsError),
         (pg.ReadOnlySqlTransaction("cannot execute INSERT"), DatabaseRightsError),
         (pg.DataException("expected 768 dimensions, not 384"), RangeFailedError),

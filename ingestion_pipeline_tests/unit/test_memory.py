@@ -1,13 +1,15 @@
-"""Free memory, of the machine and of a container."""
+"""Free memory, of the machine and of a container; and none at all."""
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import psutil
 import pytest
 
-from ingestion_pipeline.memory import free_memory_bytes
+from ingestion_pipeline.errors import OutOfMemoryError
+from ingestion_pipeline.memory import free_memory_bytes, memory_errors
 
 
 def test_without_a_container_the_machine_counts(tmp_path: Path) -> None:
@@ -39,3 +41,25 @@ def test_a_container_that_is_full_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "memory.current").write_text("1010\n")
 
     assert free_memory_bytes(tmp_path) == 0
+
+
+class _Page:
+    """Something large that a failed piece of work still holds."""
+
+
+def test_no_memory_is_told_with_what_to_do_and_what_the_work_held_is_free_again() -> None:
+    held: list[weakref.ref[_Page]] = []
+
+    def work() -> None:
+        page = _Page()
+        held.append(weakref.ref(page))
+        bytes(1 << 62)  # a real allocation, which cannot succeed
+
+    with (
+        pytest.raises(OutOfMemoryError, match=r"no memory left.*Read less\.") as told,
+        memory_errors("Read less."),
+    ):
+        work()
+    assert "same command" in str(told.value)
+    assert isinstance(told.value.__cause__, MemoryError)
+    assert held[0]() is None

@@ -5,16 +5,23 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ingestion_pipeline.embedding import pinned_models, weights
+from ingestion_pipeline.embedding import pinned_models, sentence_transformer, weights
 from ingestion_pipeline.embedding.embedder import Embedder, Embeddings, validate
 from ingestion_pipeline.embedding.sentence_transformer import SentenceTransformerEmbedder
-from ingestion_pipeline.errors import InvalidAnswerError, SettingsError, WeightsError
+from ingestion_pipeline.errors import (
+    BatchTooLargeError,
+    InvalidAnswerError,
+    SettingsError,
+    WeightsError,
+)
 
 TEXTS = [
     "Harbour coat. Waxed cotton, taped seams and a storm flap for weather that will not settle.",
@@ -159,6 +166,119 @@ def test_importing_the_engine_imports_neither_torch_nor_sentence_transformers() 
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout == "set()\n"
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+_UNDER_A_LIMIT = """
+import resource, sys
+from pathlib import Path
+from ingestion_pipeline.embedding.sentence_transformer import SentenceTransformerEmbedder
+from ingestion_pipeline.errors import BatchTooLargeError, OutOfMemoryError
+from ingestion_pipeline_tests.faults.tight_memory import allow_more
+
+def load():
+    return SentenceTransformerEmbedder(Path(sys.argv[1]), dimensions=384, device="cpu")
+
+embedder = load()
+before = embedder.embed(["a cup"]).vectors
+allow_more(60)
+try:
+    embedder.embed(["soft " * 250] * 64)
+except BatchTooLargeError as error:
+    print(error)
+same = (embedder.embed(["a cup"]).vectors == before).all()
+print("a smaller batch is answered" if same else "another vector")
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+del embedder
+allow_more(8)
+try:
+    load()
+except OutOfMemoryError as error:
+    print(error)
+"""
+
+
+def test_a_process_without_memory_says_so_for_a_batch_and_for_a_model_and_goes_on() -> None:
+    folder = folder_of(pinned_models.ALL_MINILM_L6_V2)
+    done = subprocess.run(
+        [sys.executable, "-c", _UNDER_A_LIMIT, str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    batch, smaller, model = done.stdout.splitlines()
+    assert batch.startswith("There is no memory on cpu for 64 texts at once: ")
+    assert smaller == "a smaller batch is answered"
+    assert model.startswith(f"There is no memory on cpu to load the model in {folder}: ")
+
+
+def _of_torch() -> None:
+    import torch
+
+    torch.empty(1 << 60, dtype=torch.uint8)
+
+
+def _of_numpy() -> None:
+    np.empty(1 << 60, dtype=np.uint8)
+
+
+def _of_cuda() -> None:
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def _of_cublas() -> None:
+    raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
+@pytest.mark.parametrize("fails", [_of_torch, _of_numpy, _of_cuda, _of_cublas])
+def test_each_way_of_having_no_memory_is_a_batch_that_is_too_large_and_holds_nothing(
+    minilm: SentenceTransformerEmbedder,
+    monkeypatch: pytest.MonkeyPatch,
+    fails: Callable[[], None],
+) -> None:
+    import torch
+
+    class Activations:
+        """What a forward pass has on the device when it fails."""
+
+    held: list[weakref.ref[Activations]] = []
+    emptied: list[bool] = []
+
+    def forward(_texts: Sequence[str]) -> None:
+        activations = Activations()
+        held.append(weakref.ref(activations))
+        fails()
+
+    monkeypatch.setattr(minilm, "device", "cuda:0")
+    monkeypatch.setattr(minilm, "_forward", forward)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(held[0]() is None))
+    with pytest.raises(BatchTooLargeError, match="no memory on cuda:0 for 2 texts"):
+        minilm.embed(TEXTS[:2])
+    assert emptied == [True], "the cache is emptied once nothing of the batch is held any more"
+
+
+def test_another_fault_of_the_engine_is_not_taken_for_want_of_memory(
+    minilm: SentenceTransformerEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(_texts: Sequence[str]) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(minilm, "_forward", forward)
+    with pytest.raises(RuntimeError, match="shapes"):
+        minilm.embed(TEXTS[:2])
+
+
+def test_long_texts_are_counted_a_few_at_a_time_and_come_out_in_order(
+    minilm: SentenceTransformerEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = minilm.count_tokens(TEXTS)
+    monkeypatch.setattr(sentence_transformer, "_CHARACTERS_AT_ONCE", 30)
+    assert minilm.count_tokens(TEXTS) == whole
+    groups = list(sentence_transformer._of_at_most(5, ["aa", "bb", "cc", "much longer", "", "d"]))
+    assert groups == [["aa", "bb"], ["cc"], ["much longer"], ["", "d"]]
 
 
 # --- validating answers ---------------------------------------------------------------------------
