@@ -45,6 +45,10 @@ _TIMEOUT = re.compile(
     r"due to (statement|lock|transaction|idle-in-transaction|idle-session) timeout"
 )
 _NO_MEMORY = re.compile(r"out of memory|cannot allocate memory")  # libpq itself, not the server
+_TIMEOUT_SETTINGS = {
+    "idle-in-transaction": "idle_in_transaction_session_timeout",
+    "idle-session": "idle_session_timeout",
+}
 _REFUSALS = re.compile(
     r"authentication failed|no password supplied|no pg_hba\.conf entry|role .* does not exist"
     r"|permission denied|is not permitted to log in"
@@ -105,7 +109,7 @@ def _translated(error: psycopg.Error) -> IngestionError:
     message = redacted(_message(error))
     match error:
         case pg.SerializationFailure() | pg.DeadlockDetected() | pg.LockNotAvailable():
-            return TransientError(f"The database asks to try again: {message}.")
+            return TransientError(f"The database asks to try again: {message}.{_remedy(message)}")
         case pg.QueryCanceled() | pg.ForeignKeyViolation() | pg.OutOfMemory():
             return TransientError(f"The database gave a statement up: {message}.{_remedy(message)}")
         case pg.DiskFull():
@@ -127,7 +131,13 @@ def _translated(error: psycopg.Error) -> IngestionError:
                 f"This process has no memory for what the database answers: {message}. Let other "
                 "programs give some back, or lower work.products_per_page in ingestion.toml."
             )
-        case psycopg.OperationalError() | psycopg.InterfaceError():
+        case (
+            psycopg.OperationalError()
+            | psycopg.InterfaceError()
+            # These two end the session, although psycopg files them elsewhere.
+            | pg.IdleInTransactionSessionTimeout()
+            | pg.TransactionTimeout()
+        ):
             # libpq gives no code where a connection is refused, only words.
             if _REFUSALS.search(message):
                 return _rights_error(message)
@@ -152,7 +162,7 @@ def _remedy(message: str) -> str:
     found = _TIMEOUT.search(message)
     if not found:
         return ""
-    setting = f"{re.sub(r'[ -]', '_', found[1])}_timeout"
+    setting = _TIMEOUT_SETTINGS.get(found[1], f"{found[1]}_timeout")
     return (
         f" If it happens again, {setting} is too low for this role: ALTER ROLE ... SET {setting} = "
         "0, or options=-c%20... in DATABASE_URL, sets it."

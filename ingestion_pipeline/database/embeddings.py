@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -21,7 +22,7 @@ from ingestion_pipeline.database.catalogue import Catalogue, bounds, sql_ids
 from ingestion_pipeline.database.connection import Row, database_errors
 from ingestion_pipeline.database.queries import Queries
 from ingestion_pipeline.database.session import Session
-from ingestion_pipeline.errors import LeaseLostError
+from ingestion_pipeline.errors import ConnectionLostError, LeaseLostError
 from ingestion_pipeline.ranges import EVERYTHING, IdType, ProductId, ProductIdRange, key_of
 from ingestion_pipeline.work import (
     AspectResult,
@@ -125,7 +126,8 @@ class EmbeddingStore:
     def release(self, lease: Lease) -> None:
         """Give the range back. A connection that is gone has given it back already."""
         if not self._session.lost:
-            with database_errors():
+            # A session that has ended unnoticed has given it back, too.
+            with suppress(ConnectionLostError), database_errors():
                 self._execute("release_lease", range_key=lease.owner.range_key, fence=lease.fence)
 
     def release_all(self, run_id: str) -> None:
