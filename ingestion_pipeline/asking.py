@@ -23,9 +23,14 @@ from ingestion_pipeline.work import KnownVector
 CONTROL_TEXT = "A plain cup"
 """A text that every model can embed: where it gets no answer either, the fault is the model's."""
 
+LONGEST_REASON = 1_000
+
 BAD_TWICE = "The model's vector is zero or not finite, twice."
 
 Fault = PermanentTextError | InvalidAnswerError
+
+Answer = tuple[Embeddings, set[int]]
+"""Vectors in the order of their texts, and the rows that must not be stored."""
 
 
 @dataclass
@@ -39,7 +44,7 @@ class Asking:
 
     embedder: Embedder
     texts: Sequence[str]
-    patiently: Callable[[Callable[[], Embeddings]], Embeddings]
+    patiently: Callable[[Callable[[], Answer]], Answer]
     vectors: dict[int, KnownVector] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     requests: int = 0
@@ -63,7 +68,7 @@ class Asking:
             again, self._bad = self._bad, []
             self._settle(again)
             if self._bad:
-                self._refuse_to_blame_for(InvalidAnswerError(BAD_TWICE))
+                self._hear_the_control(InvalidAnswerError(BAD_TWICE))
             self.reasons |= dict.fromkeys(self._bad, BAD_TWICE)
 
     def _settle(self, positions: list[int]) -> None:
@@ -87,14 +92,24 @@ class Asking:
                     suspects = others
                 else:
                     fault, suspects, positions = refused, asked, others + positions
-            if isinstance(fault, InvalidAnswerError):
-                self._refuse_to_blame_for(fault)
-            self.reasons[suspects[0]] = str(fault)
+            self._blame(suspects[0], fault)
 
-    def _refuse_to_blame_for(self, fault: InvalidAnswerError) -> None:
-        """Raise if nothing got an answer, not even a text that every model can embed."""
-        if self.vectors:
-            return
+    def _blame(self, position: int, fault: Fault) -> None:
+        """Give a reason why a text has no vector, unless it has one when it is asked for alone.
+
+        A refusal names its text. Where there was just no answer, the model may have died meanwhile.
+        """
+        if isinstance(fault, InvalidAnswerError):
+            alone = self._request([position])
+            if alone is None:
+                return
+            fault = alone
+        if isinstance(fault, InvalidAnswerError):
+            self._hear_the_control(fault)
+        self.reasons[position] = _storable(str(fault))
+
+    def _hear_the_control(self, fault: InvalidAnswerError) -> None:
+        """Raise if there is no answer to a text that every model can embed, either."""
         try:
             bad = self._answer([CONTROL_TEXT])[1]
         except (PermanentTextError, InvalidAnswerError):
@@ -120,17 +135,19 @@ class Asking:
                 )
         return None
 
-    def _answer(self, texts: Sequence[str]) -> tuple[Embeddings, set[int]]:
+    def _answer(self, texts: Sequence[str]) -> Answer:
         """The answer to `texts` in their order, and the rows whose vectors must not be stored."""
-        embeddings = in_order(self.patiently(lambda: self._embedded(texts)), len(texts))
-        bad = validate(embeddings, expected_count=len(texts), dimensions=self.embedder.dimensions)
+        embeddings, bad = self.patiently(lambda: self._embedded(texts))
         self.tokens += sum(embeddings.tokens)
-        return embeddings, set(bad)
+        return embeddings, bad
 
-    def _embedded(self, texts: Sequence[str]) -> Embeddings:
+    def _embedded(self, texts: Sequence[str]) -> Answer:
         self.requests += 1
+        dimensions = self.embedder.dimensions
         try:
-            return self.embedder.embed(texts)
+            embeddings = in_order(self.embedder.embed(texts), len(texts))
+            bad = validate(embeddings, expected_count=len(texts), dimensions=dimensions)
+            return embeddings, set(bad)
         except IngestionError:
             raise
         except MemoryError as error:
@@ -139,3 +156,9 @@ class Asking:
             # An engine may choke on a text with any error of its own.
             message = redacted(f"{type(error).__name__}: {error}")
             raise InvalidAnswerError(f"The model raised {message}.") from error
+
+
+def _storable(reason: str) -> str:
+    """A reason as PostgreSQL takes it and people read it: of a bounded length, without NUL."""
+    text = redacted(reason).replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from enum import StrEnum
-from typing import TypedDict, Unpack
+from typing import NotRequired, TypedDict, Unpack
 
 
 class Aspect(StrEnum):
@@ -39,6 +39,8 @@ class FingerprintParts(TypedDict):
     normalize: bool
     max_tokens: int
     text_rules: int
+    files: NotRequired[str | None]
+    """What a folder of model files holds, where no revision says it."""
 
 
 def fingerprint(**parts: Unpack[FingerprintParts]) -> str:

@@ -9,7 +9,7 @@ runs the check. Judging the database itself is long enough for a module of its o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ingestion_pipeline.aspects import Aspect
@@ -17,6 +17,7 @@ from ingestion_pipeline.database.inspection import CountFacts, DiskFacts
 from ingestion_pipeline.disk import readable
 from ingestion_pipeline.preflight_database import database_connection
 from ingestion_pipeline.progress import duration
+from ingestion_pipeline.ranges import ProductId
 from ingestion_pipeline.settings import Settings
 from ingestion_pipeline.staleness import causes, in_words
 from ingestion_pipeline.verdict import JSON, Reason, Reasons, Verdict, failed_to_look
@@ -30,6 +31,7 @@ __all__ = [
     "Verdict",
     "canary",
     "canary_held",
+    "canary_stopped",
     "database_connection",
     "disk_bytes_needed",
     "disk_space",
@@ -296,12 +298,14 @@ def hnsw_bytes(dimensions: int) -> int:
 class Found:
     """Of `looked` products, how many a search by their own vector returned.
 
-    `index` is the HNSW index that it went through; None where v2 was read whole.
+    `index` is the HNSW index that it went through; None where v2 was read whole. `missed` are the
+    ids of the products that were not found.
     """
 
     looked: int
     found: int
     index: str | None = None
+    missed: tuple[ProductId, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -339,13 +343,15 @@ def canary(facts: CanaryFacts) -> Verdict:
             continue
         message = (
             f"A search by {aspect} found {found.found} of the {found.looked} products by their own "
-            "vector."
+            f"vector{_not(found.missed)}."
         )
         if found.index:
             # The vectors may be right all the same, and a run must not wait for an index.
             reasons.warning(message, _drop_index(found.index))
         else:
-            reasons.error(message, f"Set {aspect.column} of these products to NULL, and try again.")
+            reasons.error(
+                message, f"Set {aspect.column} of those not found to NULL, and try again."
+            )
     if not any(found.looked for found in facts.found.values()):
         reasons.unknown(
             f"None of the first {facts.products:,} products has a vector, so no search was tried.",
@@ -376,6 +382,17 @@ def canary(facts: CanaryFacts) -> Verdict:
         },
         _canary_summary(facts, left, seconds),
     )
+
+
+def _not(missed: Sequence[ProductId]) -> str:
+    return f", and not {', '.join(str(id_) for id_ in missed)}" if missed else ""
+
+
+def canary_stopped(reason: str) -> Verdict:
+    """The first products met something that no other product would fare better with."""
+    reasons = Reasons("canary")
+    reasons.error(reason, "")
+    return reasons.verdict({}, "the first products did not come through")
 
 
 def canary_held(held: str) -> Verdict:

@@ -356,7 +356,14 @@ def _judge_vector_columns(reasons: Reasons, v2: TableFacts, settings: Settings) 
                 f"{name}.{aspect.column} is {column.type}, and vector({expected}) is expected.",
                 "Set catalogue.v2 to another table, or change the column's type.",
             )
-        elif column.type_modifier not in (None, expected):
+        elif column.type_modifier is None:
+            reasons.error(
+                f"{name}.{aspect.column} has no fixed number of dimensions, and no index can be "
+                "built on it.",
+                f"ALTER TABLE {_qualified(v2)} ALTER COLUMN {aspect.column} TYPE "
+                f"vector({expected});",
+            )
+        elif column.type_modifier != expected:
             reasons.error(
                 f"{name}.{aspect.column} has {column.type_modifier} dimensions, and the settings "
                 f"say {expected}.",

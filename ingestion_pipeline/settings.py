@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 
 from ingestion_pipeline.aspects import Aspect, FingerprintParts, fingerprint
 from ingestion_pipeline.errors import SettingsError
+from ingestion_pipeline.model_contents import contents_digest
 from ingestion_pipeline.texts import TEXT_RULES
 
 SETTINGS_FILE = "ingestion.toml"
@@ -56,7 +57,10 @@ class CatalogueSettings(_Section):
 
 
 class AspectSettings(_Section):
-    """The model behind one aspect. All but `path` are part of the fingerprint."""
+    """The model behind one aspect. All but `path` are part of the fingerprint.
+
+    Where no revision is pinned, what the files under `path` hold is part of it instead.
+    """
 
     provider: Literal["sentence-transformers"] = "sentence-transformers"
     model: str = Field(min_length=1, description="Name on the Hugging Face hub.")
@@ -157,7 +161,7 @@ class Settings(_Section):
     def fingerprint_parts(self, aspect: Aspect) -> FingerprintParts:
         """What the fingerprint of the aspect's vectors stands for."""
         model = self.aspects[aspect]
-        return FingerprintParts(
+        parts = FingerprintParts(
             provider=model.provider,
             model=model.model,
             revision=model.revision,
@@ -167,6 +171,9 @@ class Settings(_Section):
             max_tokens=model.max_tokens,
             text_rules=TEXT_RULES,
         )
+        if model.path and model.revision is None:
+            parts["files"] = contents_digest(model.path)
+        return parts
 
     def fingerprint(self, aspect: Aspect) -> str:
         """The fingerprint of the aspect's vectors under these settings."""

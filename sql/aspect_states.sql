@@ -11,6 +11,7 @@ SELECT
         WHEN ledger.text_digest <> today.text_digest THEN 'text changed'
         WHEN ledger.fingerprint <> wanted.fingerprint THEN 'model changed'
         WHEN ledger.outcome = 'retry' THEN 'retry'
+        WHEN ledger.outcome = 'failed' AND failed.product_id IS NULL THEN 'vector missing'
         WHEN ledger.outcome IN ('empty', 'failed') AND v2."productId" IS NOT NULL THEN ledger.outcome
         WHEN CASE wanted.aspect
             WHEN 'description' THEN v2.description_embedding
@@ -32,6 +33,8 @@ CROSS JOIN LATERAL (
 ) AS today
 LEFT JOIN ingestion.embedding_ledger AS ledger
     ON ledger.product_id = products.id AND ledger.aspect = wanted.aspect
+LEFT JOIN ingestion.failed_products AS failed
+    ON failed.product_id = products.id AND failed.aspect = wanted.aspect
 LEFT JOIN product_embeddings_v2 AS v2 ON v2."productId" = products.id
 WHERE (%(first)s::{id_type} IS NULL OR products.id >= %(first)s::{id_type})
     AND (%(end)s::{id_type} IS NULL OR products.id < %(end)s::{id_type})

@@ -124,20 +124,14 @@ def _translated(error: psycopg.Error) -> IngestionError:
             | pg.ReadOnlySqlTransaction()
         ):
             return _rights_error(message)
-        case pg.DataError() | pg.IntegrityError() | pg.RaiseException():
+        case pg.DataError() | pg.IntegrityError() | pg.RaiseException() | pg.ProgramLimitExceeded():
             return RangeFailedError(f"The database refuses these rows: {message}.")
         case psycopg.DatabaseError() if error.sqlstate is None and _NO_MEMORY.match(message):
             return OutOfMemoryError(
                 f"This process has no memory for what the database answers: {message}. Let other "
                 "programs give some back, or lower work.products_per_page in ingestion.toml."
             )
-        case (
-            psycopg.OperationalError()
-            | psycopg.InterfaceError()
-            # These two end the session, although psycopg files them elsewhere.
-            | pg.IdleInTransactionSessionTimeout()
-            | pg.TransactionTimeout()
-        ):
+        case psycopg.Error() if _ends_the_session(error):
             # libpq gives no code where a connection is refused, only words.
             if _REFUSALS.search(message):
                 return _rights_error(message)
@@ -150,6 +144,18 @@ def _translated(error: psycopg.Error) -> IngestionError:
                 f"The database refuses a statement: {message}. `ingest preflight` says what of the "
                 "schema is not as expected."
             )
+
+
+def _ends_the_session(error: psycopg.Error) -> bool:
+    """Whether there is no session after this; libpq gives no code where the line is gone.
+
+    Codes: class 08 connection exception, 57P0x shutdown and the like, 53300 too many connections,
+    25P03 and 25P04 timeouts of a transaction.
+    """
+    state = error.sqlstate
+    if state is None:
+        return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+    return state.startswith(("08", "57P")) or state in {"53300", "25P03", "25P04"}
 
 
 def _gone(message: str) -> str:

@@ -232,8 +232,10 @@ def _reingest_ranges(
                 say=lambda text: _say(text, context, recorder),
             )
         except LeaseLostError as held:
+            if not left.held:  # one line of these is enough for a terminal
+                recorder.line(str(held))
+            context.log.info(str(held))
             left.held[key] = str(held)
-            _say(str(held), context, recorder)
         except RangeFailedError as error:
             left.failed[key] = str(error)
             context.log.error("%s: %s", key, error)  # noqa: TRY400 - told in a sentence, not a trace

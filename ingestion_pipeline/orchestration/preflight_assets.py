@@ -20,6 +20,9 @@ from ingestion_pipeline.errors import (
     DatabaseUnavailableError,
     IngestionError,
     LeaseLostError,
+    OutOfMemoryError,
+    RangeFailedError,
+    TooManyFailuresError,
     redacted,
 )
 from ingestion_pipeline.memory import free_memory_bytes
@@ -267,6 +270,8 @@ def canary(
                 facts = _canary_facts(opened, models, context, recorder, config.products)
             except LeaseLostError as held:
                 return preflight.canary_held(str(held))
+            except (OutOfMemoryError, RangeFailedError, TooManyFailuresError) as stopped:
+                return preflight.canary_stopped(str(stopped))
         return preflight.canary(facts)
 
     yield _recorded("canary", look, context, recorder)
@@ -298,7 +303,12 @@ def _canary_facts(
         failed=result.failed,
         seconds=result.seconds,
         found={
-            aspect: Found(looked=len(search.neighbours), found=search.found, index=search.index)
+            aspect: Found(
+                looked=len(search.neighbours),
+                found=search.found,
+                index=search.index,
+                missed=tuple(it.product_id for it in search.neighbours if not it.found),
+            )
             for aspect, search in searches.items()
         },
         texts_left=shop.catalogue.texts_to_embed(shop.settings.fingerprints),

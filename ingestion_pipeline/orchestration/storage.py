@@ -95,7 +95,8 @@ def _unavailable(error: BaseException) -> DatabaseUnavailableError:
     return DatabaseUnavailableError(
         f"Dagster's storage cannot be reached: {redacted(said.rstrip('.'))}. Everything committed "
         "is kept.\n"
-        "→ Start the server that DAGSTER_PG_URL names, then run the same command again."
+        "→ Run the same command again: it starts the embedded server. If DAGSTER_PG_URL names "
+        "another one, start that first."
     )
 
 

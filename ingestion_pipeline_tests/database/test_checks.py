@@ -131,9 +131,15 @@ def test_a_failed_aspect_explains_a_missing_vector(shop: Shop) -> None:
         "UPDATE ingestion.embedding_ledger SET outcome = 'failed' "
         "WHERE product_id = 106 AND aspect = 'feature'"
     )
+    without_reason = check(shop, "null_vectors")
+    shop.connection.execute(
+        "INSERT INTO ingestion.failed_products (product_id, aspect, reason) "
+        "VALUES (106, 'feature', 'the model refuses it')"
+    )
 
     result = check(shop, "null_vectors")
 
+    assert without_reason.status == "fail"
     assert result.status == "pass"
     assert result.facts["explained"] == {"usage": {"empty": 1}, "feature": {"failed": 1}}
 
@@ -384,10 +390,11 @@ def test_a_check_that_cannot_look_is_unknown_with_the_reason_and_the_others_run(
 
     results = {result.name: result for result in run_checks(shop)}
 
-    assert results["failed_products"].status == "unknown"
-    assert "ingestion.failed_products" in results["failed_products"].summary
-    others = {result.status for name, result in results.items() if name != "failed_products"}
-    assert others == {"pass"}
+    # Each of these asks whether a missing vector has its reason on record.
+    blind = {"failed_products", "null_vectors", "up_to_date"}
+    assert {name for name, result in results.items() if result.status == "unknown"} == blind
+    assert all("ingestion.failed_products" in results[name].summary for name in blind)
+    assert {result.status for name, result in results.items() if name not in blind} == {"pass"}
 
 
 def test_a_database_without_v2_is_unknown_throughout(database_url: str) -> None:

@@ -343,10 +343,27 @@ def test_everything_wrong_with_a_v2_is_said_at_once(
 def test_a_v2_with_more_columns_is_adopted(connection: Connection, database_url: str) -> None:
     connection.execute(
         'CREATE TABLE product_embeddings_v2 ("productId" bigint PRIMARY KEY, '
-        "description_embedding vector(768), usage_embedding vector, feature_embedding vector(384), "
-        "made_at timestamptz NOT NULL DEFAULT now(), note text)"
+        "description_embedding vector(768), usage_embedding vector(768), "
+        "feature_embedding vector(384), made_at timestamptz NOT NULL DEFAULT now(), note text)"
     )
 
+    assert verdict_on(connection, settings_for(database_url)).status == "pass"
+
+
+def test_a_column_on_which_no_index_can_be_built_is_refused_before_anything_is_paid(
+    connection: Connection, database_url: str
+) -> None:
+    connection.execute(
+        'CREATE TABLE product_embeddings_v2 ("productId" bigint PRIMARY KEY, '
+        "description_embedding vector(768), usage_embedding vector, feature_embedding vector(384))"
+    )
+
+    verdict = verdict_on(connection, settings_for(database_url))
+
+    [reason] = verdict.reasons
+    assert verdict.blocking
+    assert "usage_embedding has no fixed number of dimensions" in reason.message
+    connection.execute(reason.remedy)
     assert verdict_on(connection, settings_for(database_url)).status == "pass"
 
 

@@ -345,7 +345,9 @@ def _ends_with_a_full_disk(
     shop.resume()
     assert process.wait(60) not in (0, None), "nothing was left to be written"
     told = shop.said().rpartition("ingestion_pipeline.errors.")[2]
-    assert told.startswith("DiskFullError: "), shop.said()
+    # Preflight tells it beside whatever else is wrong.
+    in_preflight = "PreflightError: This could not be looked at: "
+    assert told.startswith(("DiskFullError: ", in_preflight)), shop.said()
     assert f"The file system {disk.path} (" in told
     assert f"other files on {disk.path}" in told
     assert "run the same command again" in told

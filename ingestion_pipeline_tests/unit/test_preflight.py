@@ -29,6 +29,7 @@ from ingestion_pipeline.preflight import (
     Reason,
     Verdict,
     canary,
+    canary_stopped,
     database_connection,
     disk_bytes_needed,
     disk_space,
@@ -521,6 +522,17 @@ def test_an_index_that_loses_a_product_is_named_and_stops_no_run() -> None:
 
     assert (verdict.status, verdict.blocking) == ("warn", False)
     assert "DROP INDEX CONCURRENTLY v2_usage_hnsw" in reasons(verdict)
+
+
+def test_a_canary_names_the_products_that_a_search_does_not_find() -> None:
+    verdict = canary(replace(CANARY, found={Aspect.USAGE: Found(5, 4, missed=(17,))}))
+    assert "and not 17." in verdict.reasons[0].message
+
+
+def test_a_canary_that_was_stopped_was_looked_at_and_blocks() -> None:
+    verdict = canary_stopped("4 products have failed")
+    assert verdict.blocking
+    assert "not looked at" not in " ".join(verdict.lines())
 
 
 def test_a_canary_that_could_not_search_is_unknown() -> None:
