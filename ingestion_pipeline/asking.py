@@ -67,7 +67,8 @@ class Asking:
         if self._bad:
             again, self._bad = self._bad, []
             self._settle(again)
-            if self._bad:
+            if self._bad and not self.vectors:
+                # Beside good ones, a bad vector is its text's; without any, perhaps the model's.
                 self._hear_the_control(InvalidAnswerError(BAD_TWICE))
             self.reasons |= dict.fromkeys(self._bad, BAD_TWICE)
 

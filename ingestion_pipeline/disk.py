@@ -113,14 +113,20 @@ def _temporary_folder() -> Path:
         return Path(os.environ.get("TMPDIR") or "/tmp")  # noqa: S108 - only looked at
 
 
+def embedded_server(url: str) -> Path | None:
+    """Where the server that `url` leads to keeps its data, if it is an embedded one."""
+    for host in parse_qs(urlsplit(url).query).get("host", []):
+        # It keeps its socket beside its data.
+        if _exists(Path(host, "PG_VERSION")):
+            return Path(host)
+    return None
+
+
 def _dagster_storage() -> tuple[Path, str] | None:
     """Where the server of Dagster's storage keeps its data, if it is embedded, and the database."""
-    parts = urlsplit(os.environ.get("DAGSTER_PG_URL", ""))
-    for host in parse_qs(parts.query).get("host", []):
-        # The embedded server keeps its socket beside its data.
-        if _exists(Path(host, "PG_VERSION")):
-            return Path(host), parts.path.strip("/")
-    return None
+    url = os.environ.get("DAGSTER_PG_URL", "")
+    folder = embedded_server(url)
+    return (folder, urlsplit(url).path.strip("/")) if folder else None
 
 
 @contextmanager

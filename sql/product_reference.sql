@@ -2,12 +2,14 @@
 SELECT
     format_type(pg_attribute.atttypid, pg_attribute.atttypmod) AS id_column_type,
     pg_class.relkind IN ('r', 'p')
+        AND pg_class.relpersistence = 'p'
         AND has_table_privilege(pg_class.oid, 'REFERENCES')
         AND EXISTS (
             SELECT FROM pg_index
             WHERE pg_index.indrelid = pg_class.oid
                 AND pg_index.indisunique
                 AND pg_index.indisvalid
+                AND pg_index.indimmediate
                 AND pg_index.indpred IS NULL
                 AND pg_index.indnkeyatts = 1
                 AND pg_index.indkey[0] = pg_attribute.attnum

@@ -88,9 +88,9 @@ def _found(
 
 def reach(settings: Settings) -> None:
     """Raise what keeps the shop's database from answering, before Dagster's seconds of import."""
-    from ingestion_pipeline.database.connection import connect
+    from ingestion_pipeline.database.full_disk import open_session
 
-    connect(database_url(settings)).close()
+    open_session(settings, database_url(settings)).close()
 
 
 def database_url(settings: Settings) -> str:

@@ -6,6 +6,8 @@ error tree, with messages that hold no password.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +46,7 @@ _PASSWORD_NOT_ENCODED = re.compile(r"^\w+://[^:/?#@]*:[^@]*(?:[/?#][^@]*@|@.*@)"
 _TIMEOUT = re.compile(
     r"due to (statement|lock|transaction|idle-in-transaction|idle-session) timeout"
 )
+_NO_SPACE = os.strerror(errno.ENOSPC)
 _NO_MEMORY = re.compile(r"out of memory|cannot allocate memory")  # libpq itself, not the server
 _TIMEOUT_SETTINGS = {
     "idle-in-transaction": "idle_in_transaction_session_timeout",
@@ -113,10 +116,7 @@ def _translated(error: psycopg.Error) -> IngestionError:
         case pg.QueryCanceled() | pg.ForeignKeyViolation() | pg.OutOfMemory():
             return TransientError(f"The database gave a statement up: {message}.{_remedy(message)}")
         case pg.DiskFull():
-            return DiskFullError(
-                f"The database server has no disk space left: {message}. Free space where its data "
-                "lies, then run the same command again; everything committed is kept."
-            )
+            return _disk_full_error(message)
         case (
             pg.InvalidPassword()
             | pg.InvalidAuthorizationSpecification()
@@ -172,6 +172,13 @@ def _remedy(message: str) -> str:
     return (
         f" If it happens again, {setting} is too low for this role: ALTER ROLE ... SET {setting} = "
         "0, or options=-c%20... in DATABASE_URL, sets it."
+    )
+
+
+def _disk_full_error(message: str) -> DiskFullError:
+    return DiskFullError(
+        f"The database server has no disk space left: {message}. Free space where its data lies, "
+        "then run the same command again; everything committed is kept."
     )
 
 

@@ -19,6 +19,7 @@ from ingestion_pipeline.database.session import Session
 from ingestion_pipeline.disk import (
     Place,
     disk_full_error,
+    embedded_server,
     is_full,
     on_one_disk,
     places_beside,
@@ -29,10 +30,24 @@ from ingestion_pipeline.errors import (
     DatabaseUnavailableError,
     DiskFullError,
     IngestionError,
+    redacted,
 )
 from ingestion_pipeline.settings import Settings
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - only looked at
+
+
+def open_session(settings: Settings, url: str) -> Session:
+    """The session with the shop's database, or why there is none, a full disk among the reasons."""
+    folder = embedded_server(url)
+    try:
+        return Session(url)
+    except DiskFullError as error:
+        raise _located(_words_of(error), [folder] if folder else [], settings, []) from error
+    except DatabaseUnavailableError as error:
+        if folder is None or not is_full(folder):
+            raise
+        raise _gone_down([folder], settings) from error
 
 
 @contextmanager
@@ -58,9 +73,8 @@ def full_disk_located(
     except DiskFullError as error:
         if not isinstance(error.__cause__, psycopg.Error):
             raise  # a disk beside the server, and told already
-        said = " ".join(str(error.__cause__.diag.message_primary or error.__cause__).split())
-        happened = f"The database server has no disk space left: {said.rstrip('.')}."
-        if "shared memory segment" in said:
+        happened = _words_of(error)
+        if "shared memory segment" in happened:
             raise _no_shared_memory(happened, folders) from error
         if why_unknown:
             happened += f"\nWhich disk that is cannot be seen from here: {why_unknown}."
@@ -73,6 +87,15 @@ def full_disk_located(
         if not any(is_full(folder) for folder in folders):
             raise
         raise _gone_down(folders, settings) from error
+
+
+def _words_of(error: DiskFullError) -> str:
+    """What the server said, in a sentence."""
+    said = str(error.__cause__)
+    if isinstance(error.__cause__, psycopg.Error):
+        said = error.__cause__.diag.message_primary or said
+    said = redacted(" ".join(said.split())).rstrip(".")
+    return f"The database server has no disk space left: {said}."
 
 
 def _gone_down(folders: Sequence[Path], settings: Settings) -> DiskFullError:

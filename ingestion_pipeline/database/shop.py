@@ -13,7 +13,7 @@ from ingestion_pipeline.aspects import Aspect
 from ingestion_pipeline.database.catalogue import Catalogue
 from ingestion_pipeline.database.connection import database_errors
 from ingestion_pipeline.database.embeddings import EmbeddingStore
-from ingestion_pipeline.database.full_disk import full_disk_located
+from ingestion_pipeline.database.full_disk import full_disk_located, open_session
 from ingestion_pipeline.database.queries import Queries, names
 from ingestion_pipeline.database.session import Session
 from ingestion_pipeline.errors import DatabaseUnavailableError, InputError
@@ -156,7 +156,7 @@ def open_shop(settings: Settings) -> Iterator[Shop]:
             "DATABASE_URL is not set, so there is no shop to work on. Run `ingest`, which starts "
             'an embedded database, or `eval "$(ingest env)"` to work on that one by hand.'
         )
-    with Session(settings.database_url.get_secret_value()) as session:
+    with open_session(settings, settings.database_url.get_secret_value()) as session:
         shop = shop_on(session, settings)
         with (
             full_disk_located(session, settings, shop.embeddings.vector_indexes),

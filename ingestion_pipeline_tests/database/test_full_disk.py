@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psycopg
 import pytest
 from psycopg import errors as pg
 
@@ -45,6 +46,34 @@ def test_the_file_system_of_the_servers_data_is_named(
     assert told.startswith(f"The database server has no disk space left: {NO_ROOM}.\n")
     assert f"The file system {system.mount_point} (" in told
     assert f"the database ({server.data_directory})" in told
+
+
+def test_a_server_without_room_to_let_anybody_in_is_told_with_its_file_system(
+    settings: Settings, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_url: str) -> None:
+        with database_errors():
+            raise psycopg.OperationalError("connection failed: FATAL: No space left on device")
+
+    monkeypatch.setattr(full_disk, "Session", refused)
+    with pytest.raises(DiskFullError) as full, open_shop(settings):
+        pass
+    assert "FATAL: No space left on device" in str(full.value)
+    assert f"the database ({server.data_directory})" in str(full.value)
+
+
+def test_a_server_that_is_away_is_told_as_full_where_its_disk_is(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_url: str) -> None:
+        raise DatabaseUnavailableError("The database cannot be reached.")
+
+    monkeypatch.setattr(full_disk, "Session", away)
+    with pytest.raises(DatabaseUnavailableError), open_shop(settings):
+        pass
+    monkeypatch.setattr(full_disk, "is_full", lambda _: True)
+    with pytest.raises(DiskFullError, match="has gone down"), open_shop(settings):
+        pass
 
 
 def test_of_a_server_elsewhere_is_said_why_its_disk_cannot_be_named(

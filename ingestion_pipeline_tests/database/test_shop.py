@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import pytest
 from psycopg.conninfo import make_conninfo
@@ -218,6 +218,25 @@ def test_products_without_a_unique_id_get_a_v2_without_a_foreign_key(
     with prepared_shop(database_url):
         pass
     assert _rows(connection, "SELECT count(*) FROM pg_constraint WHERE contype = 'f'") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "ALTER TABLE products SET UNLOGGED",
+        "ALTER TABLE products DROP CONSTRAINT products_pkey, ADD PRIMARY KEY (id) DEFERRABLE",
+    ],
+)
+def test_products_that_no_foreign_key_can_refer_to_get_a_v2_without_one(
+    statement: LiteralString, database_url: str, connection: Connection
+) -> None:
+    create_products(connection, products(2))
+    connection.execute(statement)
+    with prepared_shop(database_url) as shop:
+        assert run(shop).result.embedded == 6
+        connection.execute("DELETE FROM products WHERE id = 1")
+        assert shop.embeddings.delete_orphans() == 1
+    assert _rows(connection, "SELECT FROM pg_constraint WHERE contype = 'f'") == []
 
 
 def test_a_role_that_may_not_create_is_told_so(database_url: str, connection: Connection) -> None:

@@ -117,14 +117,14 @@ def test_a_full_disk_under_the_tables_stops_the_run_which_the_same_command_finis
     shop.fill()
     with shop.working(job, stop_at=Step.EMBEDDED, nth=batch, act="pause") as process:
         shop.wait_until_paused(process)
-        disk.fill()
         committed = _committed(shop)
+        disk.fill()
         _ends_with_a_full_disk(shop, process, disk)
     assert "could not extend file" in shop.said()
     assert f"the database ({disk.path / 'postgres'})" in shop.said()
+    disk.make_room()
     assert _committed(shop) == committed
     assert shop.wrong() == 0
-    disk.make_room()
     seconds = shop.finish(job)
 
     fault.recovered(shop.audit(), seconds=seconds, allowed_paid_twice=LONGEST_BATCH)
@@ -147,8 +147,8 @@ def test_a_server_that_goes_down_for_want_of_space_is_told_as_that_and_left_alon
     shop.fill()
     with shop.working(job, stop_at=Step.EMBEDDED, nth=batch, act="pause") as process:
         shop.wait_until_paused(process)
-        disk.fill()
         committed = _committed(shop)
+        disk.fill()
         _use_the_log_up(shop.url)
         _ends_with_a_full_disk(shop, process, disk)
     assert "The database server has gone down" in shop.said()
@@ -180,13 +180,13 @@ def test_a_full_disk_under_shop_and_storage_ends_in_one_sentence_and_no_run_is_l
     shop.fill()
     with shop.working("ingest", stop_at=Step.EMBEDDED, nth=batch, act="pause") as process:
         shop.wait_until_paused(process)
-        disk.fill()
         committed = _committed(shop)
+        disk.fill()
         _ends_with_a_full_disk(shop, process, disk)
     assert f"DROP DATABASE {storage}" in shop.said(), "the history is what can be cleared there"
+    disk.make_room()
     assert _committed(shop) == committed
     assert shop.wrong() == 0
-    disk.make_room()
     seconds = shop.finish("ingest")
 
     fault.recovered(shop.audit(), seconds=seconds, allowed_paid_twice=LONGEST_BATCH)
@@ -213,8 +213,8 @@ def test_a_full_disk_under_dagsters_storage_alone_keeps_what_the_shop_has(
     shop.fill()
     with shop.working("ingest", stop_at=Step.EMBEDDED, nth=batch, act="pause") as process:
         shop.wait_until_paused(process)
-        disk.fill()
         committed = _committed(shop)
+        disk.fill()
         _ends_with_a_full_disk(shop, process, disk)
     assert _committed(shop) > committed, "the shop's server had room"
     assert shop.wrong() == 0

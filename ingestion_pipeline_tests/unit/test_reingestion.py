@@ -368,7 +368,7 @@ def test_a_vector_that_is_unusable_twice_fails_its_product_and_no_neighbour(valu
     worker.large.answer = _with_vector(value, times=99)
     result = worker.work()
     assert (result.embedded, result.failed) == (2, 1)
-    assert worker.large.requests == [["first", "bad", "last"], ["bad"], [CONTROL_TEXT]]
+    assert worker.large.requests == [["first", "bad", "last"], ["bad"]]
     assert "zero or not finite" in (shop.settled[2, Aspect.DESCRIPTION].reason or "")
     assert shop.settled[2, Aspect.DESCRIPTION].known is None
 
