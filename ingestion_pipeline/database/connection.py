@@ -135,6 +135,8 @@ def _translated(error: psycopg.Error) -> IngestionError:
             # libpq gives no code where a connection is refused, only words.
             if _REFUSALS.search(message):
                 return _rights_error(message)
+            if _NO_SPACE in message:
+                return _disk_full_error(message)
             return ConnectionLostError(
                 f"{_gone(message)}: {message}. Check that the server runs and that "
                 f"DATABASE_URL names it, then run the same command again.{_remedy(message)}"

@@ -109,6 +109,7 @@ def test_a_role_that_is_not_there_is_a_matter_of_rights(server: LocalServer) -> 
         ('FATAL:  role "shop" is not permitted to log in', DatabaseRightsError),
         ('FATAL:  permission denied for database "shop"', DatabaseRightsError),
         ("FATAL:  sorry, too many clients already", ConnectionLostError),
+        ("FATAL:  could not write init file: No space left on device", DiskFullError),
         ("FATAL:  the database system is starting up", ConnectionLostError),
         ("server closed the connection unexpectedly", ConnectionLostError),
     ],
