@@ -128,8 +128,8 @@ SAFEGUARDS = (
         (
             Edit(
                 "ingestion_pipeline/asking.py",
-                "        if self.vectors:\n            return\n",
-                "        if self.vectors or True:\n            return\n",
+                "        if bad:\n            raise RangeFailedError(",
+                "        if bad and False:\n            raise RangeFailedError(",
             ),
         ),
         (f"{TESTS}/unit/test_reingestion.py", "-k", "without_one_usable_answer"),
@@ -150,7 +150,7 @@ SAFEGUARDS = (
         (
             Edit(
                 "ingestion_pipeline/database/session.py",
-                "if not self._server_is_at_work(self._url):",
+                "if not self.is_worth_waiting_for():",
                 "if False:",
             ),
         ),
