@@ -179,6 +179,7 @@ def test_a_run_that_loses_dagsters_storage_keeps_what_it_committed(
     assert set(statuses) == {"SUCCESS", "FAILURE"}
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.fault("Ctrl-C, SIGTERM or SIGHUP at a random moment")
 def test_a_command_stopped_at_a_random_moment_leaves_no_run_and_no_range_at_work(
     shop: CommandShop, fault: Fault
