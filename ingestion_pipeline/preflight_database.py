@@ -410,6 +410,13 @@ def _judge_mapping(reasons: Reasons, mapping: MappingFacts, id_type: IdType | No
             "Take out what changes by itself, such as random(), now() or clock_timestamp(): a text "
             "follows from the product alone. string_agg needs an ORDER BY.",
         )
+    if mapping.clocks and not mapping.unsteady:
+        reasons.warning(
+            f"{file} uses {' and '.join(mapping.clocks)}. Texts that change with time or chance "
+            "are embedded, and paid for, again and again.",
+            "Take it out of what becomes text; in a condition on which products there are, it may "
+            "stay.",
+        )
     if mapping.aspects is not None:
         _judge_mapping_rows(reasons, file, mapping.aspects)
 

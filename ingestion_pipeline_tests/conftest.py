@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,9 @@ SHOP_TEMPLATE = "shop_template"
 DAGSTER_TEMPLATE = "dagster_template"
 
 _numbers = count(1)
+
+# Whoever runs tests under nohup has them ignore it, and with them every command that they start.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -94,7 +94,8 @@ def as_dict(outcome: IngestOutcome) -> dict[str, Any]:
     """The outcome for JSON."""
     return {
         "invocation": outcome.invocation,
-        "up_to_date": outcome.up_to_date,
+        "nothing_to_do": outcome.up_to_date,
+        "up_to_date": outcome.report is not None and not outcome.report.left,
         "report": outcome.report.as_dict() if outcome.report else None,
         "verdicts": [verdict.as_dict() for verdict in outcome.verdicts],
         "checks": [check.as_dict() for check in outcome.checks],
@@ -134,7 +135,7 @@ def show_report(report: Report) -> None:
 def _next_steps(outcome: IngestOutcome, limit: int | None) -> list[str]:
     if outcome.held_ranges:
         rest = "`ingest status --watch` shows it, and `ingest` after that sees what is left."
-        return [f"Another run works on the rest, and finishes it: {rest}"]
+        return [f"Another run holds the rest, and finishes it if it lives: {rest}"]
     if limit is not None:
         return ["`ingest` takes the rest."]
     if outcome.failed_ranges:

@@ -9,9 +9,16 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ingestion_pipeline.cli import terminal
-from ingestion_pipeline.cli.environment import data_directory_of, prepare, workspace_file
+from ingestion_pipeline.cli.environment import (
+    Environment,
+    data_directory_of,
+    database_url,
+    prepare,
+    workspace_file,
+)
 from ingestion_pipeline.cli.exit_codes import ExitCode
 from ingestion_pipeline.database import local_server
 from ingestion_pipeline.errors import InputError
@@ -56,7 +63,7 @@ def up(*, port: int) -> int:
     environment = prepare(dagster=True, report=terminal.note)
     _end_orphaned_runs()
     terminal.say(f"Dagster UI   http://{LOOPBACK}:{port}   (in some ten seconds)")
-    terminal.say(f"Database     {_shown(environment.embedded)}")
+    terminal.say(f"Database     {_shown(environment)}")
     terminal.say(f"Dagster      {os.environ['DAGSTER_HOME']}")
     terminal.say()
     terminal.say("Ctrl-C stops the UI. `ingest down` stops the embedded PostgreSQL.", style="dim")
@@ -86,9 +93,10 @@ def _end_orphaned_runs() -> None:
         terminal.note(f"{terminal.counted(len(orphans), 'run')} ended: the process is gone")
 
 
-def _shown(embedded: bool) -> str:
-    if embedded:
-        return "the embedded PostgreSQL, database ecommerce"
+def _shown(environment: Environment) -> str:
+    if environment.embedded:
+        name = urlsplit(database_url(environment.settings)).path.strip("/")
+        return "the embedded PostgreSQL" + (f", database {name}" if name else "")
     return "as DATABASE_URL says"
 
 

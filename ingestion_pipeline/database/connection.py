@@ -47,6 +47,8 @@ _TIMEOUT = re.compile(
     r"due to (statement|lock|transaction|idle-in-transaction|idle-session) timeout"
 )
 _NO_SPACE = os.strerror(errno.ENOSPC)
+_GARBLED = re.compile(r"lost synchronization|unexpected (?:message|field)|protocol|malformed")
+"""What libpq says of an answer that is none, as a broken line gives."""
 _NO_MEMORY = re.compile(r"out of memory|cannot allocate memory")  # libpq itself, not the server
 _TIMEOUT_SETTINGS = {
     "idle-in-transaction": "idle_in_transaction_session_timeout",
@@ -156,7 +158,8 @@ def _ends_the_session(error: psycopg.Error) -> bool:
     """
     state = error.sqlstate
     if state is None:
-        return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+        is_over = isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+        return is_over or _GARBLED.search(str(error)) is not None
     return state.startswith(("08", "57P")) or state in {"53300", "25P03", "25P04"}
 
 
@@ -173,7 +176,7 @@ def _remedy(message: str) -> str:
     setting = _TIMEOUT_SETTINGS.get(found[1], f"{found[1]}_timeout")
     return (
         f" If it happens again, {setting} is too low for this role: ALTER ROLE ... SET {setting} = "
-        "0, or options=-c%20... in DATABASE_URL, sets it."
+        f"0, or options=-c%20{setting}%3D0 in DATABASE_URL, sets it."
     )
 
 
@@ -194,4 +197,5 @@ def _rights_error(message: str) -> DatabaseRightsError:
 def _message(error: psycopg.Error) -> str:
     """What happened in one line; the server's DETAIL, which may quote data, stays out."""
     primary = error.diag.message_primary or str(error)
-    return " ".join(primary.split()).rstrip(".")
+    printable = "".join(it if it.isprintable() else " " for it in primary)
+    return " ".join(printable.split()).rstrip(".")

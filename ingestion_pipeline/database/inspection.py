@@ -134,6 +134,7 @@ class MappingFacts:
     refusal: str | None = None
     column_types: Mapping[str, str] = field(default_factory=dict)
     aspects: Mapping[str | None, MappedAspect] | None = None  # None: not looked at
+    clocks: tuple[str, ...] = ()  # what in it changes with time
     unsteady: tuple[str, ...] = ()  # "usage of 103": other texts each time they are asked for
 
 
@@ -358,6 +359,7 @@ class _Inspector:
                 file,
                 column_types=column_types,
                 aspects=self._mapped_aspects(),
+                clocks=self._queries.clocks_in_product_texts(),
                 unsteady=self._unsteady_texts(),
             )
         except MappingError as error:

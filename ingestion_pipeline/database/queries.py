@@ -35,6 +35,14 @@ _PIECE = re.compile(
 )
 
 
+_CLOCK = re.compile(
+    r"\b(?:current_(?:date|timestamp|time)|localtime(?:stamp)?)\b"
+    r"|\b(?:now|random|random_normal|clock_timestamp|statement_timestamp|transaction_timestamp"
+    r"|timeofday|gen_random_uuid|uuidv[47]|nextval)(?=\s*\()",
+    re.IGNORECASE,
+)
+
+
 def identifier(name: str) -> sql.Identifier:
     """A table's name, which may carry a schema, as an identifier."""
     return sql.Identifier(*name.split("."))
@@ -99,6 +107,17 @@ class Queries:
             ) from error
         pieces = _PIECE.finditer(mapping)
         return mapping[: max((piece.end() for piece in pieces if piece["code"]), default=0)]
+
+    def clocks_in_product_texts(self) -> tuple[str, ...]:
+        """What the mapping calls that has another value at another time; comments apart.
+
+        Raises `MappingError` if it cannot be read.
+        """
+        code = "".join(
+            piece["code"] if piece["code"] and piece["code"][0] not in "'$\"" else " "
+            for piece in _PIECE.finditer(self.product_texts())
+        )
+        return tuple(dict.fromkeys(found.lower() for found in _CLOCK.findall(code)))
 
     def regclass(self, table: str) -> str:
         """The shop's name of a canonical table, quoted as `to_regclass` wants it."""

@@ -26,16 +26,20 @@ def load(model: AspectSettings, cache: Path, report: Callable[[str], None]) -> E
         model.model, revision=model.revision, path=model.path, cache=cache, report=report
     )
     report(f"Loading {model.model}.")
-    embedder = SentenceTransformerEmbedder(
-        files.folder,
-        dimensions=model.dimensions,
-        prefix=model.prefix,
-        normalize=model.normalize,
-        max_tokens=model.max_tokens,
-    )
     try:
+        embedder = SentenceTransformerEmbedder(
+            files.folder,
+            dimensions=model.dimensions,
+            prefix=model.prefix,
+            normalize=model.normalize,
+            max_tokens=model.max_tokens,
+        )
         # The first answer takes seconds more than any later one, and would spoil the canary's rate.
         embedder.embed(["warm-up"])
     except BatchTooLargeError as error:
         raise OutOfMemoryError(f"There is no memory to run {model.model}. {error}") from error
+    except MemoryError as error:
+        raise OutOfMemoryError(
+            f"There is no memory to load {model.model}. Let other programs give some back."
+        ) from error
     return embedder

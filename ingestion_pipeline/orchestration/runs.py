@@ -75,7 +75,7 @@ def end_orphans(instance: dg.DagsterInstance) -> list[str]:
     orphans = [
         record.dagster_run
         for record in instance.get_run_records(dg.RunsFilter(statuses=_UNFINISHED))
-        if _is_orphan(record)
+        if _is_orphan(record, instance)
     ]
     for run in orphans:
         if run.status == dg.DagsterRunStatus.CANCELING:
@@ -86,13 +86,19 @@ def end_orphans(instance: dg.DagsterInstance) -> list[str]:
     return [run.run_id for run in orphans]
 
 
-def _is_orphan(record: dg.RunRecord) -> bool:
+def _is_orphan(record: dg.RunRecord, instance: dg.DagsterInstance) -> bool:
     process = record.dagster_run.tags.get(PROCESS_TAG)
-    if process is not None:
+    if process is not None and process != _inherited(record.dagster_run, instance):
         return _is_gone(process)
     # Up to its start Dagster's monitoring counts the time, and then a process puts its name on it.
     started = record.start_time
     return started is not None and time.time() - started > _NAMED_WITHIN_SECONDS
+
+
+def _inherited(run: dg.DagsterRun, instance: dg.DagsterInstance) -> str | None:
+    """The process of the run that this one repeats: Dagster copies its tags to the new run."""
+    parent = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
+    return parent.tags.get(PROCESS_TAG) if parent else None
 
 
 def _is_gone(tag: str) -> bool:

@@ -125,7 +125,7 @@ def every_product_has_embeddings(shop: Shop) -> CheckResult:
         return CheckResult(name, "pass", "every product has its row in v2", 0, (), facts)
     found = []
     if without_row:
-        found.append(f"{without_row:,} products have no row in v2")
+        found.append(_products(without_row, "has no row in v2", "have no row in v2"))
     if without_product:
         found.append(f"{without_product:,} rows in v2 have lost their product")
     return CheckResult(
@@ -348,7 +348,7 @@ def up_to_date(shop: Shop) -> CheckResult:
     return CheckResult(
         "up_to_date",
         "fail",
-        f"{_total(rows):,} products are stale. `ingest` brings them up to date.",
+        f"{_products(_total(rows), 'is stale', 'are stale')}. `ingest` brings them up to date.",
         _total(rows),
         _named(rows),
         {"stale": stale},
@@ -393,6 +393,10 @@ def _rows(shop: Shop, question: str, **parameters: object) -> list[dict[str, Any
     statement = shop.queries.compose(question)
     with database_errors(), shop.connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(statement, parameters).fetchall()
+
+
+def _products(number: int, one: str, many: str) -> str:
+    return f"1 product {one}" if number == 1 else f"{number:,} products {many}"
 
 
 def _total(rows: Sequence[Row]) -> int:

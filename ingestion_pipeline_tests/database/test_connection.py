@@ -254,6 +254,13 @@ def test_a_full_disk_says_that_nothing_is_lost_and_what_to_do() -> None:
     assert "Free space" in str(full.value)
 
 
+def test_an_answer_that_is_garbled_on_the_line_is_a_lost_connection_in_printable_words() -> None:
+    with pytest.raises(ConnectionLostError) as lost, database_errors():
+        raise psycopg.DatabaseError('lost synchronization with server: got message type "\x00"')
+    assert 'got message type " "' in str(lost.value)
+    assert str(lost.value).isprintable()
+
+
 def test_errors_of_others_pass_through_untouched() -> None:
     with pytest.raises(ValueError, match="mine"), database_errors():
         raise ValueError("mine")

@@ -439,6 +439,40 @@ def test_a_mapping_whose_texts_change_by_themselves_is_refused_with_what_to_do(
     assert "Take out what changes by itself" in message
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("name || current_date", "current_date"),
+        ("name || to_char(NOW (), 'YYYY-MM-DD')", "now"),
+        ("CASE WHEN id < 0 THEN random()::text ELSE name END", "random"),
+    ],
+)
+def test_a_mapping_that_may_change_with_time_is_warned_of_by_what_it_uses(
+    connection: Connection, database_url: str, tmp_path: Path, text: str, named: str
+) -> None:
+    statement = "SELECT id AS product_id, 'usage' AS aspect, TEXT AS text FROM products"
+
+    settings = mapped(tmp_path, database_url, statement.replace("TEXT", text))
+    verdict = verdict_on(connection, settings)
+
+    assert not verdict.blocking
+    warned = [reason.message for reason in verdict.reasons if reason.severity == "warning"]
+    assert any(f"uses {named}. Texts that change with time" in message for message in warned)
+
+
+def test_what_a_mapping_only_says_in_strings_names_and_comments_is_no_clock(
+    connection: Connection, database_url: str, tmp_path: Path
+) -> None:
+    statement = (
+        "SELECT id AS product_id, 'usage' AS aspect, name || ' now() current_date' AS text "
+        "/* random() */ FROM products AS snow -- now()"
+    )
+
+    verdict = verdict_on(connection, mapped(tmp_path, database_url, statement))
+
+    assert not any("change with time" in reason.message for reason in verdict.reasons)
+
+
 def test_rows_that_a_mapping_gives_only_now_and_then_are_unsteady_texts(
     connection: Connection, database_url: str, tmp_path: Path
 ) -> None:

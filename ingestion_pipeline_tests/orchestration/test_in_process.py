@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -27,7 +28,7 @@ from ingestion_pipeline.verification.checks import CHECKS
 from ingestion_pipeline.work import RunIdentity
 from ingestion_pipeline_tests.orchestration.conftest import KEYS, PRODUCTS, SmallShop
 from ingestion_pipeline_tests.orchestration.known_models import KnownModels
-from ingestion_pipeline_tests.shops import Product, add_products
+from ingestion_pipeline_tests.shops import Product, add_products, products
 
 REFUSE_PRODUCT_8 = """
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
@@ -48,6 +49,33 @@ def test_a_first_run_fills_v2_and_materializes_each_range_once(small_shop: Small
     assert (outcome.report.products, outcome.report.processed) == (PRODUCTS, PRODUCTS)
     assert outcome.report.embedded == 3 * PRODUCTS
     assert {check.status for check in outcome.checks} <= {"pass", "unknown"}
+
+
+def test_texts_that_change_faster_than_they_are_embedded_are_named_by_the_run(
+    small_shop: SmallShop, tmp_path: Path
+) -> None:
+    # Beyond the first products, at which preflight looks twice.
+    add_products(small_shop.connection, products(30)[PRODUCTS:])
+    mapping = tmp_path / "product_texts.sql"
+    mapping.write_text(
+        "SELECT id AS product_id, aspect, name || aspect || "
+        "CASE WHEN id = 30 THEN clock_timestamp()::text ELSE '' END AS text "
+        "FROM products CROSS JOIN unnest(ARRAY['description', 'usage', 'feature']) AS aspect"
+    )
+    catalogue = small_shop.settings.catalogue.model_copy(update={"product_texts": mapping})
+    small_shop.settings = small_shop.settings.model_copy(update={"catalogue": catalogue})
+
+    outcome = small_shop.ingest()
+
+    [told] = [line for line in small_shop.heard.lines if "had changed each of" in line]
+    assert "3 aspect texts" in told
+    assert "take random(), now() and the like out of it" in told
+    assert small_shop.value("SELECT count(*) FROM product_embeddings_v2") == 29
+    assert {check.name for check in outcome.checks if check.status == "fail"} == {
+        "v2_count",
+        "every_product_has_embeddings",
+        "up_to_date",
+    }
 
 
 def test_the_metadata_of_a_range_counts_what_was_done_in_it(ingested_shop: SmallShop) -> None:

@@ -385,6 +385,24 @@ def test_runs_whose_process_is_gone_are_ended_and_free_their_pools(
     assert storage.get_concurrency_info("embedding").active_run_ids == set()
 
 
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING])
+def test_the_retry_of_a_killed_run_is_not_taken_for_dead_by_the_tag_that_it_inherits(
+    ingested_shop: SmallShop, status: dg.DagsterRunStatus
+) -> None:
+    dead = {PROCESS_TAG: process_tag()[PROCESS_TAG].replace(f"/{os.getpid()}/", "/999999999/")}
+    killed = new_run(ingested_shop, dg.DagsterRunStatus.STARTED, dead)
+    retry = ingested_shop.instance.create_run_for_job(
+        defs.resolve_job_def("reingest"),
+        status=status,
+        tags=dead,
+        parent_run_id=killed,
+        root_run_id=killed,
+    ).run_id
+
+    assert end_orphans(ingested_shop.instance) == [killed]
+    assert run_of(ingested_shop, retry).status == status
+
+
 def test_a_run_that_nobody_took_up_is_ended_once_it_has_had_its_time(
     ingested_shop: SmallShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
