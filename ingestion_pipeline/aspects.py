@@ -41,6 +41,8 @@ class FingerprintParts(TypedDict):
     text_rules: int
     files: NotRequired[str | None]
     """What a folder of model files holds, where no revision says it."""
+    endpoint: NotRequired[str]
+    """Where an API is, where no revision says which model answers there."""
 
 
 def fingerprint(**parts: Unpack[FingerprintParts]) -> str:

@@ -7,6 +7,8 @@ The branch says what the work loop does about it; the class says what happened::
     ├── TransientError           may pass by itself: wait, then try again, within a bound
     │   ├── InvalidAnswerError   an embedder gave no usable answer: ask again once, then bisect
     │   ├── BatchTooLargeError   no memory for a batch: halve the budget, ask again at once
+    │   ├── RateLimitedError     an API asks for patience: everyone slows down, nobody fails
+    │   ├── ServiceUnavailableError  an API does not answer, or is not well
     │   ├── ConnectionLostError  the session is over: the next statement opens another
     │   └── LeaseLostError       another run holds the range: leave it to that run
     ├── OutageError              nothing more can succeed: stop, keep the work, blame no product
@@ -16,6 +18,8 @@ The branch says what the work loop does about it; the class says what happened::
     │   ├── OutOfMemoryError     not even one text fits
     │   ├── TooManyFailuresError more failed products than the settings allow
     │   ├── WeightsError
+    │   ├── EmbeddingServiceError  an API refuses or is gone: key, model, quota, address
+    │   ├── BudgetReachedError   as much is spent as the settings allow
     │   └── RangeFailedError     this range cannot be finished: other ranges may go on
     ├── SettingsError            ingestion.toml, an environment variable or an option is wrong
     ├── MappingError             sql/product_texts.sql is wrong
@@ -35,7 +39,12 @@ import re
 
 
 class IngestionError(Exception):
-    """Base of every error raised on purpose. `str(error)` is fit for a user's eyes."""
+    """Base of every error raised on purpose. `str(error)` is fit for a user's eyes.
+
+    `billed_tokens` is what a provider may charge for although nothing came of it.
+    """
+
+    billed_tokens: int = 0
 
 
 class PermanentTextError(IngestionError):
@@ -52,6 +61,18 @@ class InvalidAnswerError(TransientError):
 
 class BatchTooLargeError(TransientError):
     """The process or the device has no memory for a batch of this size."""
+
+
+class RateLimitedError(TransientError):
+    """An embedding API asks for patience: for `retry_after` seconds, where it says how long."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ServiceUnavailableError(TransientError):
+    """An embedding API cannot be reached, does not answer, or says that it is not well."""
 
 
 class ConnectionLostError(TransientError):
@@ -90,6 +111,14 @@ class WeightsError(OutageError):
     """Model files are missing, cannot be fetched, or are not the pinned ones."""
 
 
+class EmbeddingServiceError(OutageError):
+    """An embedding API refuses the key, the model or more quota, or cannot be reached for long."""
+
+
+class BudgetReachedError(OutageError):
+    """As much has been spent as the settings allow; what was paid for is kept."""
+
+
 class RangeFailedError(OutageError):
     """One range cannot be finished; the others are not affected."""
 
@@ -125,9 +154,14 @@ _KEY_PASSWORD = re.compile(
     r"(?:'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|[^\s&'\"]+)",
     re.IGNORECASE,
 )
+_BEARER = re.compile(r"(?P<before>\bBearer\s+)[a-z0-9._~+/=-]{8,}", re.IGNORECASE)
+# OpenAI's, Google's and Hugging Face's say what they are.
+_KEY = re.compile(r"(?<![a-zA-Z0-9])(?P<before>sk-|AIza|hf_)[a-zA-Z0-9_-]{16,}")
 
 
 def redacted(text: str) -> str:
-    """`text` with the password of every connection string in it replaced by `***`."""
+    """`text` with every password of a connection string, and every key, replaced by `***`."""
+    text = _BEARER.sub(r"\g<before>***", text)
+    text = _KEY.sub(r"\g<before>***", text)
     text = _URL_PASSWORD.sub(r"\g<before>:***@", text)
     return _KEY_PASSWORD.sub(r"\g<before>***", text)

@@ -15,10 +15,13 @@ from ingestion_pipeline.errors import (
     BatchTooLargeError,
     ConnectionLostError,
     DatabaseUnavailableError,
+    EmbeddingServiceError,
     InvalidAnswerError,
     LeaseLostError,
     OutageError,
     RangeFailedError,
+    RateLimitedError,
+    ServiceUnavailableError,
     TransientError,
 )
 
@@ -29,6 +32,9 @@ LONGEST_PAUSE_SECONDS = 10.0
 
 TOLD_FROM_SECONDS = 1.0
 """A pause of this length is worth a word to whoever watches."""
+
+LONGEST_RATE_LIMIT_SECONDS = 900.0
+"""So long a rate limit may keep one request waiting; a longer one is a quota that is used up."""
 
 _WITH_A_REMEDY_OF_THEIR_OWN = (LeaseLostError, InvalidAnswerError, BatchTooLargeError)
 
@@ -57,12 +63,22 @@ class Patience:
         began = self.clock()
         pause, paused, told = FIRST_PAUSE_SECONDS, 0.0, False
         attempts = 0
+        limited = 0.0
         while True:
             attempts += 1
             try:
                 return action()
             except _WITH_A_REMEDY_OF_THEIR_OWN:
                 raise
+            except RateLimitedError as error:
+                # Uses up none of the patience: everybody slows down, and nobody fails.
+                wait = max(error.retry_after or 0.0, pause)
+                limited += wait
+                if limited > LONGEST_RATE_LIMIT_SECONDS:
+                    raise _used_up(error, wait) from error
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                self.sleep(wait)
+                began += wait
             except TransientError as error:
                 left = self.seconds - max(self.clock() - began, paused)
                 if left <= 0:
@@ -70,14 +86,26 @@ class Patience:
                 if pause >= TOLD_FROM_SECONDS and not told:
                     told = True
                     self.say(f"{error} Trying again for up to {left:.0f} s.")
-            # Not a matter of secrets.
-            waited = min(pause * random.uniform(0.5, 1.0), left)  # noqa: S311
-            self.sleep(waited)
-            paused += waited
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                # Not a matter of secrets.
+                waited = min(pause * random.uniform(0.5, 1.0), left)  # noqa: S311
+                self.sleep(waited)
+                paused += waited
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
 def _given_up(error: TransientError, attempts: int) -> OutageError:
     if isinstance(error, ConnectionLostError):
         return DatabaseUnavailableError(str(error))
+    if isinstance(error, ServiceUnavailableError):
+        return EmbeddingServiceError(
+            f"{error} Gave up after {attempts} attempts. What is committed is kept: run the same "
+            "command again once it is well."
+        )
     return RangeFailedError(f"Gave up after {attempts} attempts. {error}")
+
+
+def _used_up(error: RateLimitedError, wait: float) -> OutageError:
+    until = f" It asks to wait for another {wait / 60:.0f} minutes." if error.retry_after else ""
+    return EmbeddingServiceError(
+        f"{error}{until} What is committed is kept: run the same command again then."
+    )

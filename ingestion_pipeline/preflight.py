@@ -16,7 +16,16 @@ from ingestion_pipeline.aspects import Aspect
 from ingestion_pipeline.database.inspection import CountFacts, DiskFacts
 from ingestion_pipeline.disk import readable
 from ingestion_pipeline.preflight_database import database_connection
-from ingestion_pipeline.progress import duration
+from ingestion_pipeline.preflight_services import (
+    Estimate,
+    ServiceFacts,
+    Work,
+    as_facts,
+    described,
+    estimate,
+    judge,
+)
+from ingestion_pipeline.progress import dollars, duration
 from ingestion_pipeline.ranges import ProductId
 from ingestion_pipeline.settings import Settings
 from ingestion_pipeline.staleness import causes, in_words
@@ -36,7 +45,6 @@ __all__ = [
     "disk_bytes_needed",
     "disk_space",
     "embedding_quota",
-    "estimated_seconds",
     "failed_to_look",
     "hnsw_bytes",
     "memory_needed",
@@ -83,15 +91,18 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class EmbeddingFacts:
-    """What there is to embed with. The quota of an API is one more fact, once there is an API."""
+    """What there is to embed with: models on this machine, and services elsewhere."""
 
     models: tuple[ModelFacts, ...]
     free_memory_bytes: int | None
+    services: tuple[ServiceFacts, ...] = ()
 
 
 def embedding_quota(facts: EmbeddingFacts, settings: Settings) -> Verdict:
-    """Whether the models' files are there and sound, with memory enough to run them."""
+    """Whether files are there and sound, memory suffices, and services are ready to serve."""
     reasons = Reasons("embedding_quota")
+    for service in facts.services:
+        judge(service, reasons, needs_price=settings.budget.dollars is not None)
     for model in facts.models:
         aspects = " and ".join(model.aspects)
         if model.source is None:
@@ -108,7 +119,7 @@ def embedding_quota(facts: EmbeddingFacts, settings: Settings) -> Verdict:
                 "Set its revision, and make sure that you trust the source.",
             )
     weights = sum(model.bytes for model in facts.models)
-    needed = memory_needed(weights, settings.work.tokens_per_batch)
+    needed = memory_needed(weights, settings.work.tokens_per_batch) if facts.models else 0
     free = facts.free_memory_bytes
     if free is None:
         reasons.unknown(
@@ -130,11 +141,18 @@ def embedding_quota(facts: EmbeddingFacts, settings: Settings) -> Verdict:
                 }
                 for model in facts.models
             },
+            "services": {service.model: as_facts(service) for service in facts.services},
             "memory_needed_bytes": needed,
             "memory_free_bytes": free,
         },
-        f"{len(facts.models)} local models; about {readable(needed)} of memory needed",
+        _embedding_summary(facts, needed),
     )
+
+
+def _embedding_summary(facts: EmbeddingFacts, needed: int) -> str:
+    local = f"{len(facts.models)} local models; about {readable(needed)} of memory needed"
+    parts = [local] if facts.models else []
+    return "; ".join([*parts, *(described(service) for service in facts.services)])
 
 
 def memory_needed(weights_bytes: int, tokens_per_batch: int) -> int:
@@ -312,8 +330,7 @@ class Found:
 class CanaryFacts:
     """What became of the first products, and what is left after them.
 
-    `embedded`, `reused`, `empty` and `failed` count aspects. By fingerprint: `texts_left` is
-    distinct texts, `rates` texts a second as measured lately, here or in an earlier run.
+    `embedded`, `reused`, `empty` and `failed` count aspects; `left` is by fingerprint.
     """
 
     products: int
@@ -323,8 +340,7 @@ class CanaryFacts:
     failed: int
     seconds: float
     found: Mapping[Aspect, Found]
-    texts_left: Mapping[str, int]
-    rates: Mapping[str, float]
+    left: Mapping[str, Work]
 
 
 def canary(facts: CanaryFacts) -> Verdict:
@@ -357,9 +373,9 @@ def canary(facts: CanaryFacts) -> Verdict:
             f"None of the first {facts.products:,} products has a vector, so no search was tried.",
             "Check the texts that sql/product_texts.sql gives them.",
         )
-    seconds = estimated_seconds(facts.texts_left, facts.rates)
-    left = sum(facts.texts_left.values())
-    if seconds is None:
+    left = sum(work.texts for work in facts.left.values())
+    estimated = estimate(facts.left)
+    if estimated.seconds is None:
         reasons.unknown(
             f"How long the other {left:,} texts take is not known: nothing was embedded here, or "
             "in an earlier run, to measure by.",
@@ -378,9 +394,12 @@ def canary(facts: CanaryFacts) -> Verdict:
                 for aspect, found in facts.found.items()
             },
             "texts_left": left,
-            "estimated_seconds": seconds,
+            "estimated_seconds": estimated.seconds,
+            "estimated_tokens": estimated.tokens,
+            "estimated_dollars": None if estimated.cost is None else str(estimated.cost),
+            "bound_by": estimated.bound_by,
         },
-        _canary_summary(facts, left, seconds),
+        _canary_summary(facts, left, estimated),
     )
 
 
@@ -410,25 +429,19 @@ def _drop_index(name: str) -> str:
     return f"DROP INDEX CONCURRENTLY {name}; and `ingest` builds a better one."
 
 
-def estimated_seconds(texts_left: Mapping[str, int], rates: Mapping[str, float]) -> float | None:
-    """Seconds for the texts left at the rate of each one's model; None where a rate is missing."""
-    total = 0.0
-    for fingerprint, texts in texts_left.items():
-        if not texts:
-            continue
-        rate = rates.get(fingerprint, 0.0)
-        if rate <= 0:
-            return None
-        total += texts / rate
-    return total
-
-
-def _canary_summary(facts: CanaryFacts, left: int, seconds: float | None) -> str:
+def _canary_summary(facts: CanaryFacts, left: int, estimated: Estimate) -> str:
     came = (
         f"{facts.products:,} products in {duration(facts.seconds)}: "
         f"{facts.embedded:,} embedded, {facts.reused:,} reused"
     )
     if not left:
         return f"{came}; nothing is left to embed"
-    estimate = "an unknown time" if seconds is None else f"about {duration(seconds)}"
-    return f"{came}; the other {left:,} texts take {estimate}"
+    if estimated.seconds is None:
+        return f"{came}; the other {left:,} texts take an unknown time"
+    taken = f"{came}; the other {left:,} texts take about {duration(estimated.seconds)}"
+    if estimated.cost is None:
+        return taken
+    return (
+        f"{taken}, bound by {estimated.bound_by}, and {dollars(estimated.cost)} for about "
+        f"{estimated.tokens:,} tokens"
+    )

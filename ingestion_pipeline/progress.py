@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 
 _MINUTE = 60
 _HOUR = 60 * _MINUTE
@@ -55,6 +56,13 @@ class Progress:
             parts.append(f"{duration(self.remaining_seconds)} left")
         parts.append(f"{self.failed:,} failed")
         return " · ".join(parts)
+
+
+def dollars(amount: Decimal) -> str:
+    """US dollars for people: cents, and of less than a cent what there is: `$20.50`, `$0.0041`."""
+    if amount >= Decimal("0.01") or not amount:
+        return f"${amount:,.2f}"
+    return f"${amount:.{2 - amount.adjusted() - 1}f}"
 
 
 def duration(seconds: float) -> str:

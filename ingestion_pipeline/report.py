@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 
-from ingestion_pipeline.progress import duration
+from ingestion_pipeline.progress import dollars, duration
 
 _MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\`*_{}[]<>#|~"})
 _SIGNS = {"pass": "✅", "warn": "⚠️", "unknown": "❔", "fail": "❌"}
@@ -96,7 +96,7 @@ class Report:
             ("Indexes", _size(self.index_bytes)),
         ]
         if self.cost is not None:
-            rows.insert(-2, ("Cost", f"{self.cost:,.4f}"))
+            rows.insert(-2, ("Cost", dollars(self.cost)))
         return rows
 
     def as_markdown(self) -> str:

@@ -10,6 +10,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from ingestion_pipeline.aspects import Aspect, FingerprintParts, fingerprint
 from ingestion_pipeline.errors import SettingsError
 from ingestion_pipeline.model_contents import contents_digest
+from ingestion_pipeline.providers import remote_defaults
 from ingestion_pipeline.texts import TEXT_RULES
 
 SETTINGS_FILE = "ingestion.toml"
@@ -57,19 +59,67 @@ class CatalogueSettings(_Section):
 
 
 class AspectSettings(_Section):
-    """The model behind one aspect. All but `path` are part of the fingerprint.
+    """The model behind one aspect: what its vectors are, and how they are asked for.
 
-    Where no revision is pinned, what the files under `path` hold is part of it instead.
+    Part of the fingerprint are provider, model, revision, dimensions, prefix, normalize and
+    max_tokens. Where no revision is pinned, so is where the model is found: what the files under
+    `path` hold, or base_url.
     """
 
-    provider: Literal["sentence-transformers"] = "sentence-transformers"
-    model: str = Field(min_length=1, description="Name on the Hugging Face hub.")
+    provider: Literal["sentence-transformers", "openai"] = Field(
+        default="sentence-transformers",
+        description="A model on this machine, or any endpoint that speaks OpenAI's API.",
+    )
+    model: str = Field(min_length=1, description="Its name on the Hugging Face hub, or the API's.")
     revision: str | None = Field(default=None, description="Pinned commit of the model.")
     dimensions: int = Field(ge=1, le=2000, description="Length of a vector; 2,000 is HNSW's limit.")
     prefix: str = Field(default="", description="Put before every text, as some models want.")
     normalize: bool = Field(default=True, description="Scale vectors to length 1.")
     max_tokens: int = Field(ge=8, description="Longer texts are cut here, and flagged.")
     path: Path | None = Field(default=None, description="A folder that holds the model's files.")
+
+    service: str | None = Field(
+        default=None, description="Which server it is: openai, gemini, vllm, ollama and so on."
+    )
+    base_url: str | None = Field(default=None, description="Where the API is, up to /embeddings.")
+    api_key_variable: str | None = Field(
+        default=None, pattern="^[A-Za-z_][A-Za-z0-9_]*$", description="Where the key is read from."
+    )
+    private_network: bool = Field(
+        default=False, description="Allow an endpoint in a private network."
+    )
+    send_dimensions: bool | None = Field(
+        default=None, description="Ask for vectors of this length, if the model can shorten them."
+    )
+    answers_as: str | None = Field(
+        default=None, description="Another name under which the model may answer."
+    )
+    tokenizer: Path | None = Field(
+        default=None, description="The model's tokenizer.json, to count tokens exactly."
+    )
+    timeout_seconds: float = Field(
+        default=60.0, gt=0, le=3_600, description="An answer later than this is given up."
+    )
+    requests_at_once: int = Field(
+        default=64, ge=1, le=1_000, description="At most so many; how many help is found out."
+    )
+    texts_per_request: int | None = Field(default=None, ge=1, description="The API's limit.")
+    tokens_per_request: int | None = Field(default=None, ge=1, description="The API's limit.")
+    bytes_per_request: int | None = Field(default=None, ge=1, description="The API's limit.")
+    requests_per_minute: float | None = Field(
+        default=None, gt=0, description="Your quota, where the API does not say it."
+    )
+    tokens_per_minute: float | None = Field(
+        default=None, gt=0, description="Your quota, where the API does not say it."
+    )
+    dollars_per_million_tokens: Decimal | None = Field(
+        default=None, ge=0, description="Its price, where the list of prices does not know it."
+    )
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether texts leave this process."""
+        return self.provider == "openai"
 
 
 def _default_aspects() -> dict[Aspect, AspectSettings]:
@@ -83,6 +133,13 @@ def _default_aspects() -> dict[Aspect, AspectSettings]:
             model=MINILM, revision=_MINILM_REVISION, dimensions=384, max_tokens=256
         ),
     }
+
+
+class BudgetSettings(_Section):
+    """What may be spent on APIs, over all workers and runs, with the models as they are set."""
+
+    tokens: int | None = Field(default=None, ge=0, description="Tokens, counted as billed.")
+    dollars: Decimal | None = Field(default=None, ge=0, description="US dollars.")
 
 
 class RangeSettings(_Section):
@@ -109,6 +166,9 @@ class WorkSettings(_Section):
     )
     retry_seconds: int = Field(
         default=120, ge=0, description="How long a transient error is tried again: a restart, say."
+    )
+    ranges_at_once: int = Field(
+        default=8, ge=1, le=64, description="Ranges that a run holds where a model is an endpoint."
     )
     max_failed_products: int = Field(
         default=100, ge=0, description="More failed products than this: the run stops, checks fail."
@@ -148,6 +208,7 @@ class Settings(_Section):
     aspects: Mapping[Aspect, AspectSettings] = Field(default_factory=_default_aspects)
     ranges: RangeSettings = RangeSettings()
     work: WorkSettings = WorkSettings()
+    budget: BudgetSettings = BudgetSettings()
     disk: DiskSettings = DiskSettings()
     schedule: ScheduleSettings = ScheduleSettings()
 
@@ -171,8 +232,11 @@ class Settings(_Section):
             max_tokens=model.max_tokens,
             text_rules=TEXT_RULES,
         )
-        if model.path and model.revision is None:
-            parts["files"] = contents_digest(model.path)
+        if model.revision is None:
+            if model.is_remote:
+                parts["endpoint"] = str(model.base_url)
+            elif model.path:
+                parts["files"] = contents_digest(model.path)
         return parts
 
     def fingerprint(self, aspect: Aspect) -> str:
@@ -197,7 +261,7 @@ def load_settings(file: Path | None = None, environ: Mapping[str, str] = os.envi
     folder = file.parent if file else Path.cwd()
 
     _refuse_computed_keys(values, file)
-    aspects = _with_default_aspects(values.pop("aspects", {}), file)
+    aspects = _with_default_aspects(values.pop("aspects", {}), values.pop("embedding", {}), file)
     home = environ.get("INGESTION_HOME")
     cache = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     url = environ.get("DATABASE_URL")
@@ -247,10 +311,12 @@ def _refuse_computed_keys(values: Mapping[str, object], file: Path | None) -> No
             )
 
 
-def _with_default_aspects(given: object, file: Path | None) -> dict[str, object]:
-    """Each aspect's table over its defaults; a new model brings no default revision along."""
+def _with_default_aspects(given: object, common: object, file: Path | None) -> dict[str, object]:
+    """Each aspect's table over what is common to all of them, over its defaults."""
     if not isinstance(given, dict):
         raise SettingsError(f"{file}: aspects: expected tables such as [aspects.description].")
+    if not isinstance(common, dict):
+        raise SettingsError(f"{file}: embedding: expected a table, [embedding].")
     unknown = sorted(set(given) - set(Aspect))
     if unknown:
         raise SettingsError(
@@ -261,11 +327,23 @@ def _with_default_aspects(given: object, file: Path | None) -> dict[str, object]
         table = given.get(aspect.value, {})
         if not isinstance(table, dict):
             raise SettingsError(f"{file}: aspects.{aspect}: expected a table.")
-        values = default.model_dump()
-        if table.get("model", default.model) != default.model:
-            values["revision"] = None
-        merged[aspect.value] = values | table
+        try:
+            merged[aspect.value] = _with_defaults(common | table, default)
+        except SettingsError as error:
+            raise SettingsError(f"{file}: aspects.{aspect}: {error}") from error
     return merged
+
+
+def _with_defaults(table: dict[str, object], default: AspectSettings) -> dict[str, object]:
+    if table.get("provider", default.provider) == "openai":
+        defaults = {"dimensions": default.dimensions} | remote_defaults(table)
+        # As it was read: one spelling for one place.
+        return defaults | table | {"base_url": defaults["base_url"]}
+    values = default.model_dump(exclude_unset=True)
+    if table.get("model", default.model) != default.model:
+        # A new model brings no default revision along.
+        values["revision"] = None
+    return values | table
 
 
 def _explained(error: ValidationError, file: Path | None) -> str:
@@ -290,7 +368,13 @@ def _refuse_one_table_for_two(settings: Settings) -> None:
 def _with_absolute_paths(settings: Settings, folder: Path) -> Settings:
     texts = settings.catalogue.product_texts
     aspects = {
-        aspect: model.model_copy(update={"path": folder / model.path}) if model.path else model
+        aspect: model.model_copy(
+            update={
+                name: folder / path
+                for name, path in (("path", model.path), ("tokenizer", model.tokenizer))
+                if path
+            }
+        )
         for aspect, model in settings.aspects.items()
     }
     catalogue = settings.catalogue.model_copy(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
@@ -57,9 +58,12 @@ class AspectResult:
 
 @dataclass(frozen=True)
 class Spend:
-    """What one batch took: requests to the model, distinct texts, tokens and seconds.
+    """What one batch took: requests to the model, distinct texts, tokens, dollars and seconds.
 
-    `batch` names it, so that a commit whose reply was lost is not counted twice.
+    `seconds` is the time in which a worker had some batch at a model: of several at once, each
+    counts what passed since the one before it. `cost` None: not known; `price_version` says by
+    whose list it was reckoned. `batch` names it, so that a commit whose reply was lost is not
+    counted twice.
     """
 
     fingerprint: str | None = None
@@ -67,6 +71,8 @@ class Spend:
     texts: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    cost: Decimal | None = None
+    price_version: str | None = None
     batch: UUID = field(default_factory=uuid4)
 
 

@@ -25,8 +25,13 @@ from ingestion_pipeline.database.shop import Shop, open_shop
 from ingestion_pipeline.embedding.embedder import Embeddings
 from ingestion_pipeline.errors import PermanentTextError
 from ingestion_pipeline.ranges import EVERYTHING, IdType, ProductId, ProductIdRange, key_of
-from ingestion_pipeline.reingestion import AspectModel, Pace, RangeResult, RangeStep, reingest
+from ingestion_pipeline.reingestion import (
+    AspectModel,
+    Pace,
+    reingest,
+)
 from ingestion_pipeline.settings import AspectSettings, CatalogueSettings, Settings
+from ingestion_pipeline.tally import RangeResult, RangeStep
 from ingestion_pipeline.work import RunIdentity
 
 DIMENSIONS = {Aspect.DESCRIPTION: 8, Aspect.USAGE: 8, Aspect.FEATURE: 4}

@@ -1,9 +1,13 @@
--- Texts a second that each model reached lately, to estimate the time of what is left.
-SELECT fingerprint, sum(embedded)::bigint AS texts, sum(seconds) AS seconds
+-- How each model did lately, to estimate what is left.
+SELECT
+    fingerprint,
+    sum(texts)::bigint AS texts,
+    sum(tokens)::bigint AS tokens,
+    sum(seconds) AS seconds
 FROM (
-    SELECT fingerprint, embedded, seconds
+    SELECT fingerprint, texts, tokens, seconds
     FROM ingestion.spend
-    WHERE embedded > 0 AND fingerprint IS NOT NULL
+    WHERE texts > 0 AND fingerprint IS NOT NULL
     ORDER BY id DESC
     LIMIT 200
 ) AS lately

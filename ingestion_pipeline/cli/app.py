@@ -63,6 +63,9 @@ def ingest(
         int | None,
         typer.Option(metavar="N", min=1, help="Take the first N products all the way, then stop."),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be embedded; send nothing.")
+    ] = False,
     as_json: AsJson = False,
     settings: SettingsFile = None,
     debug: Annotated[
@@ -79,11 +82,17 @@ def ingest(
     DATABASE_URL names the shop's database; without it the embedded one is used.
     """
     if context.invoked_subcommand is not None:
+        if dry_run:
+            raise typer.BadParameter(f"--dry-run is not for {context.invoked_subcommand}.")
         if limit is not None or as_json:
             # Before the command they would be swallowed, and the command would do something else.
             option = "--json" if as_json else "--limit"
             raise typer.BadParameter(f"{option} goes after {context.invoked_subcommand}.")
         return ExitCode.OK
+    if dry_run:
+        from ingestion_pipeline.cli import dry_run as family
+
+        return family.dry_run(limit=limit, as_json=as_json)
     from ingestion_pipeline.cli import main_job
 
     return main_job.ingest(limit=limit, as_json=as_json)

@@ -20,11 +20,7 @@ from ingestion_pipeline.progress import Progress
 from ingestion_pipeline.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ingestion_pipeline.aspects import Aspect
     from ingestion_pipeline.cli.terminal import RunListener
-    from ingestion_pipeline.embedding.embedder import Embedder
 
 WORDS = "a warm coat for a rainy walk"
 HITS = 5
@@ -49,7 +45,7 @@ def demo(*, as_json: bool) -> int:
     if not as_json:
         main_job.show_outcome(outcome)
     with open_shop(settings) as shop:
-        hits = searching.hits_for(WORDS, shop, HITS, _loaded_already)
+        hits = searching.hits_for(WORDS, shop, HITS)
     document["search"] = searching.as_dict(WORDS, hits)
     if not as_json:
         terminal.say()
@@ -60,14 +56,6 @@ def demo(*, as_json: bool) -> int:
         return code
     _say_what_to_try()
     return code
-
-
-def _loaded_already(settings: Settings) -> Mapping[Aspect, Embedder]:
-    """The models of this process: those that the run has loaded are not loaded again."""
-    from ingestion_pipeline.orchestration.resources import LocalModels
-
-    models = LocalModels().of(settings, terminal.note)
-    return {aspect: model.embedder for aspect, model in models.items()}
 
 
 def _database(listener: RunListener) -> Settings:

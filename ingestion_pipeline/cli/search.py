@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from ingestion_pipeline.aspects import Aspect
@@ -10,12 +9,10 @@ from ingestion_pipeline.cli import terminal
 from ingestion_pipeline.cli.environment import prepare
 from ingestion_pipeline.cli.exit_codes import ExitCode
 from ingestion_pipeline.database.shop import Shop, open_shop
-from ingestion_pipeline.embedding import local_models
 from ingestion_pipeline.errors import InputError
-from ingestion_pipeline.settings import Settings
+from ingestion_pipeline.orchestration.models import ConfiguredModels
 
 if TYPE_CHECKING:
-    from ingestion_pipeline.embedding.embedder import Embedder
     from ingestion_pipeline.retrieval.search import Hit
 
 
@@ -25,7 +22,7 @@ def search(text: str, *, limit: int, as_json: bool) -> int:
         raise InputError('There is nothing to search for.\n→ ingest search "a warm coat"')
     settings = prepare(report=terminal.note).settings
     with open_shop(settings) as shop:
-        hits = hits_for(text, shop, limit, _loaded)
+        hits = hits_for(text, shop, limit)
     if as_json:
         terminal.print_json(as_dict(text, hits))
         return ExitCode.OK
@@ -37,18 +34,20 @@ def search(text: str, *, limit: int, as_json: bool) -> int:
     return ExitCode.OK
 
 
-def hits_for(
-    text: str, shop: Shop, limit: int, load: Callable[[Settings], Mapping[Aspect, Embedder]]
-) -> list[Hit]:
+def hits_for(text: str, shop: Shop, limit: int) -> list[Hit]:
     """The best hits; none, and no model loaded, before anything was embedded."""
     from ingestion_pipeline.retrieval.search import search as nearest
 
     if not shop.is_prepared():
         return []
-    vectors = {
-        aspect: embedder.embed([text]).vectors[0]
-        for aspect, embedder in load(shop.settings).items()
-    }
+    models = ConfiguredModels().of(shop.settings, terminal.note)
+    try:
+        vectors = {
+            aspect: model.embedder.embed([text]).vectors[0] for aspect, model in models.items()
+        }
+    finally:
+        for model in models.values():
+            model.close()
     return nearest(shop, vectors, limit=limit)
 
 
@@ -90,13 +89,3 @@ def _variants(number: int) -> str:
 
 def _similarity(part: float | None) -> str:
     return "-" if part is None else f"{part:.3f}"
-
-
-def _loaded(settings: Settings) -> Mapping[Aspect, Embedder]:
-    """The embedder of each aspect; equal models are loaded once."""
-    embedders: dict[str, Embedder] = {}
-    for aspect, fingerprint in settings.fingerprints.items():
-        if fingerprint not in embedders:
-            model = settings.aspects[aspect]
-            embedders[fingerprint] = local_models.load(model, settings.model_cache, terminal.note)
-    return {aspect: embedders[fingerprint] for aspect, fingerprint in settings.fingerprints.items()}

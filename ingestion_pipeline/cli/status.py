@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from typing import Any
 
 from ingestion_pipeline.aspects import Aspect
@@ -21,7 +22,9 @@ from ingestion_pipeline.database.queries import Queries
 from ingestion_pipeline.database.session import Session
 from ingestion_pipeline.database.shop import Shop, shop_on
 from ingestion_pipeline.errors import InputError
-from ingestion_pipeline.progress import duration
+from ingestion_pipeline.orchestration.work_left import work_left
+from ingestion_pipeline.preflight_services import NOTHING_LEFT, Estimate, estimate
+from ingestion_pipeline.progress import dollars, duration
 from ingestion_pipeline.ranges import EVERYTHING, key_of
 from ingestion_pipeline.settings import Settings
 
@@ -44,7 +47,8 @@ class Status:
         working: the keys of the ranges that runs hold now.
         latest: what the last invocation took.
         remaining_texts: distinct texts that must go to a model.
-        remaining_seconds: in models, at the rates of late; None where a rate is not known.
+        remaining: the time, tokens and dollars that they take, at the rates of late.
+        spent: tokens, and dollars where a price is known, ever, on vectors of these models.
 
     """
 
@@ -56,7 +60,8 @@ class Status:
     working: tuple[str, ...] = ()
     latest: SpendSummary | None = None
     remaining_texts: int = 0
-    remaining_seconds: float | None = 0.0
+    remaining: Estimate = NOTHING_LEFT
+    spent: tuple[int, Decimal | None] = (0, None)
 
     @property
     def stale_products(self) -> int:
@@ -112,7 +117,11 @@ class Status:
             "working": list(self.working),
             "latest": asdict(self.latest) if self.latest else None,
             "remaining_texts": self.remaining_texts,
-            "remaining_seconds": self.remaining_seconds,
+            "remaining_seconds": self.remaining.seconds,
+            "remaining_tokens": self.remaining.tokens,
+            "remaining_dollars": _text(self.remaining.cost),
+            "spent_tokens": self.spent[0],
+            "spent_dollars": _text(self.spent[1]),
             "next": self.next_steps(),
         }
 
@@ -159,8 +168,8 @@ def _look(shop: Shop) -> Status:
     fingerprints = shop.settings.fingerprints
     planned = shop.embeddings.ranges() or [(key_of(EVERYTHING, shop.id_type), EVERYTHING)]
     ranges = shop.catalogue.range_progress(planned, fingerprints)
-    left = shop.catalogue.texts_to_embed(fingerprints)
-    rates = shop.embeddings.embedding_rates()
+    left = work_left(shop)
+    estimated = estimate(left)
     with database_errors():
         query = shop.queries.compose("live_leases")
         working = [str(row[0]) for row in shop.connection.execute(query).fetchall()]
@@ -172,16 +181,21 @@ def _look(shop: Shop) -> Status:
         failed=tuple(shop.embeddings.failed_products()),
         working=tuple(working),
         latest=shop.embeddings.spend(),
-        remaining_texts=sum(left.values()),
-        remaining_seconds=sum(texts / rates[fingerprint] for fingerprint, texts in left.items())
-        if left.keys() <= rates.keys()
-        else None,
+        remaining_texts=sum(work.texts for work in left.values()),
+        remaining=estimated,
+        spent=shop.embeddings.spent(
+            [fingerprints[it] for it, model in shop.settings.aspects.items() if model.is_remote]
+        ),
     )
 
 
 def _done(range_: RangeProgress) -> int:
     # A product may be stale by one aspect and failed by another: never claim more than is done.
     return max(range_.products - range_.stale_products - range_.failed_products, 0)
+
+
+def _text(amount: Decimal | None) -> str | None:
+    return None if amount is None else str(amount)
 
 
 def _by_aspect(counts: tuple[AspectCount, ...]) -> dict[str, dict[str, int]]:
@@ -211,7 +225,7 @@ def _show(seen: Status, settings: Settings) -> None:
         _show_aspects(seen)
         _show_ranges(seen)
         _show_failures(seen)
-        _show_run(seen)
+        _show_run(seen, settings)
     terminal.say()
     for step in seen.next_steps():
         terminal.next_step(step)
@@ -268,21 +282,24 @@ def _show_failures(seen: Status) -> None:
         terminal.say(f"  and {len(seen.failed) - len(shown):,} more")
 
 
-def _show_run(seen: Status) -> None:
+def _show_run(seen: Status, settings: Settings) -> None:
     terminal.say()
     if seen.latest is not None:
         run = seen.latest
-        cost = f", cost {run.cost}" if run.cost is not None else ""
+        paid = f", {dollars(run.cost)}" if run.cost is not None else ""
         terminal.say(
             f"  Last run  {run.finished_at:%Y-%m-%d %H:%M} UTC: {run.embedded:,} embedded, "
             f"{run.reused:,} reused, {run.empty:,} empty, {run.failed:,} failed, "
-            f"{run.tokens:,} tokens in {duration(run.seconds)} of model time{cost}"
+            f"{run.tokens:,} tokens in {duration(run.seconds)} of model time{paid}"
         )
+    tokens, spent = seen.spent
+    if spent is not None:
+        allowed = settings.budget.dollars
+        most = f" of {dollars(allowed)} in the budget" if allowed is not None else ""
+        terminal.say(f"  Spent     {dollars(spent)}{most}, {tokens:,} tokens in all")
     if seen.stale_products:
         left = f"{seen.remaining_texts:,} texts to embed"
-        time_left = (
-            "time not known yet"
-            if seen.remaining_seconds is None
-            else f"about {duration(seen.remaining_seconds)}"
-        )
-        terminal.say(f"  Left      {left}, {time_left}")
+        seconds, cost = seen.remaining.seconds, seen.remaining.cost
+        time_left = "time not known yet" if seconds is None else f"about {duration(seconds)}"
+        money = f", about {dollars(cost)}" if cost is not None else ""
+        terminal.say(f"  Left      {left}, {time_left}{money}")

@@ -7,6 +7,7 @@ checked in it and against the text as it is then. Everything else here is bookke
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -82,6 +83,14 @@ class SpendSummary:
 
 
 @dataclass(frozen=True)
+class ModelRate:
+    """What a model made of texts lately; no rate where no time was measured."""
+
+    texts_per_second: float | None
+    tokens_per_text: float
+
+
+@dataclass(frozen=True)
 class VectorIndex:
     """An HNSW index on cosine distance; not `valid` when its build was interrupted."""
 
@@ -123,6 +132,24 @@ class EmbeddingStore:
             )
         return Lease(owner, fence, seconds, expires_at)
 
+    def renew(self, lease: Lease) -> None:
+        """Keep the range for its seconds from now on; `LeaseLostError` if it is not ours."""
+        with database_errors():
+            self._renew(lease)
+
+    def _renew(self, lease: Lease) -> None:
+        renewed = self._execute(
+            "renew_lease",
+            range_key=lease.owner.range_key,
+            fence=lease.fence,
+            seconds=lease.seconds,
+        ).fetchone()
+        if not renewed:
+            raise LeaseLostError(
+                f"Range {lease.owner.range_key} has been taken over by another run, since "
+                f"this one was silent for more than {lease.seconds} s."
+            )
+
     def release(self, lease: Lease) -> None:
         """Give the range back. A connection that is gone has given it back already."""
         if not self._session.lost:
@@ -156,29 +183,19 @@ class EmbeddingStore:
         }
 
     def commit(
-        self, lease: Lease, results: Sequence[AspectResult], spend: Spend
+        self, lease: Lease, results: Sequence[AspectResult], *spends: Spend
     ) -> list[AspectResult]:
-        """Write vectors, ledger, failures and spend, all or nothing, and once.
+        """Write vectors, ledger, failures and the spend of some batches, all or nothing, and once.
 
         Returns the results that were written: those whose text is still the one in the catalogue.
         Raises `LeaseLostError`, and writes nothing, if the lease is no longer ours. When the reply
-        to a commit was lost, the same commit again finds its spend there and changes nothing.
+        to a commit was lost, the same commit again finds its spends there and changes nothing.
         """
         owner = lease.owner
         with database_errors():
             self._execute("create_incoming")
             with self._session.transaction():
-                renewed = self._execute(
-                    "renew_lease",
-                    range_key=owner.range_key,
-                    fence=lease.fence,
-                    seconds=lease.seconds,
-                ).fetchone()
-                if not renewed:
-                    raise LeaseLostError(
-                        f"Range {owner.range_key} has been taken over by another run, since "
-                        f"this one was silent for more than {lease.seconds} s."
-                    )
+                self._renew(lease)
                 self._copy_incoming(results)
                 ids = {result.stale.product_id for result in results}
                 outdated = self._execute("delete_outdated_incoming", product_ids=sql_ids(list(ids)))
@@ -188,9 +205,14 @@ class EmbeddingStore:
                     for result in results
                     if (result.stale.product_id, result.stale.aspect.value) not in dropped
                 ]
-                if self._record_spend(owner, written, spend):
+                if self._record_spends(owner, written, spends):
                     self._write_incoming(written, owner)
         return written
+
+    def record(self, owner: RunIdentity, spend: Spend) -> None:
+        """Write down, once, what was spent where there is nothing to commit."""
+        with database_errors():
+            self._record_spends(owner, [], [spend])
 
     def _write_incoming(self, results: Sequence[AspectResult], owner: RunIdentity) -> None:
         for aspect in {result.stale.aspect for result in results}:
@@ -221,28 +243,38 @@ class EmbeddingStore:
                     )
                 )
 
-    def _record_spend(
-        self, owner: RunIdentity, written: Sequence[AspectResult], spend: Spend
+    def _record_spends(
+        self, owner: RunIdentity, written: Sequence[AspectResult], spends: Sequence[Spend]
     ) -> bool:
-        """Whether it was not on record yet."""
-        counts = dict.fromkeys(Outcome, 0)
+        """Whether they were not on record yet.
+
+        What was written stands with the first batch of its model, or of no model.
+        """
+        uncounted: dict[str, Counter[Outcome]] = {}
         for result in written:
-            counts[result.outcome] += 1
-        inserted = self._execute(
-            "insert_spend",
-            batch=spend.batch,
-            invocation=owner.invocation,
-            run_id=owner.run_id,
-            range_key=owner.range_key,
-            fingerprint=spend.fingerprint,
-            requests=spend.requests,
-            texts=spend.texts,
-            tokens=spend.tokens,
-            cost=None,
-            seconds=spend.seconds,
-            **{outcome.value: count for outcome, count in counts.items()},
-        )
-        return bool(inserted.rowcount)
+            uncounted.setdefault(result.stale.fingerprint, Counter())[result.outcome] += 1
+        is_new = False
+        for spend in spends:
+            is_last = spend is spends[-1]
+            mine = list(uncounted) if is_last or not spend.fingerprint else [spend.fingerprint]
+            counts = sum((uncounted.pop(it, Counter()) for it in mine), Counter[Outcome]())
+            inserted = self._execute(
+                "insert_spend",
+                batch=spend.batch,
+                invocation=owner.invocation,
+                run_id=owner.run_id,
+                range_key=owner.range_key,
+                fingerprint=spend.fingerprint,
+                requests=spend.requests,
+                texts=spend.texts,
+                tokens=spend.tokens,
+                cost=spend.cost,
+                price_version=spend.price_version,
+                seconds=spend.seconds,
+                **{outcome.value: counts[outcome] for outcome in Outcome},
+            )
+            is_new = is_new or bool(inserted.rowcount)
+        return is_new
 
     # Ranges
 
@@ -313,11 +345,26 @@ class EmbeddingStore:
         with database_errors():
             return int(self._one("products_of_invocation", invocation=invocation)[0])
 
-    def embedding_rates(self) -> dict[str, float]:
-        """Texts a second that each fingerprint's model reached lately."""
+    def model_rates(self) -> dict[str, ModelRate]:
+        """How the model of each fingerprint did lately."""
         with database_errors():
             rows = self._execute("embedding_rates").fetchall()
-        return {fingerprint: texts / seconds for fingerprint, texts, seconds in rows if seconds > 0}
+        return {
+            fingerprint: ModelRate(texts / seconds if seconds > 0 else None, tokens / texts)
+            for fingerprint, texts, tokens, seconds in rows
+        }
+
+    def spent(self, fingerprints: Collection[str]) -> tuple[int, Decimal | None]:
+        """Tokens and US dollars, ever, on vectors of these fingerprints; None: nothing priced."""
+        with database_errors():
+            tokens, cost = self._one("spent", fingerprints=list(fingerprints))
+        return tokens, cost
+
+    def rate_limits(self) -> dict[str, tuple[float | None, float | None]]:
+        """Requests and tokens a minute that each endpoint was last heard to allow."""
+        with database_errors():
+            rows = self._execute("rate_limits").fetchall()
+        return {endpoint: (requests, tokens) for endpoint, requests, tokens in rows}
 
     def delete_orphans(self) -> int:
         """Remove the vectors and bookkeeping of products that are gone; returns the vectors."""

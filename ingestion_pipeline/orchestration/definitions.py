@@ -14,7 +14,8 @@ from ingestion_pipeline.orchestration import (
     schedules,
     sensors,
 )
-from ingestion_pipeline.orchestration.resources import Models, resources
+from ingestion_pipeline.orchestration.models import Models
+from ingestion_pipeline.orchestration.resources import resources
 
 
 def definitions(models: Models | None = None) -> dg.Definitions:

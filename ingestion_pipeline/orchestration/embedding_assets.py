@@ -17,13 +17,15 @@ from ingestion_pipeline.errors import LeaseLostError, RangeFailedError
 from ingestion_pipeline.orchestration import partitions
 from ingestion_pipeline.orchestration.failures import V2
 from ingestion_pipeline.orchestration.listener import Recorder
-from ingestion_pipeline.orchestration.range_work import reingest_range
-from ingestion_pipeline.orchestration.resources import Models, ShopAccess
+from ingestion_pipeline.orchestration.models import Models
+from ingestion_pipeline.orchestration.range_work import work_on
+from ingestion_pipeline.orchestration.resources import ShopAccess
 from ingestion_pipeline.orchestration.runs import told_to_dagster
 from ingestion_pipeline.patience import Patience
 from ingestion_pipeline.progress import Progress
-from ingestion_pipeline.ranges import ProductId, ProductIdRange, range_of
-from ingestion_pipeline.reingestion import MAX_PASSES, RangeResult, RangeStep
+from ingestion_pipeline.ranges import ProductId, ProductIdRange, key_of, range_of
+from ingestion_pipeline.reingestion import MAX_PASSES, RangeEnd
+from ingestion_pipeline.tally import RangeResult, RangeStep
 
 OWNERS = ["team:search"]
 
@@ -211,51 +213,51 @@ class _Left:
 def _reingest_ranges(
     context: dg.AssetExecutionContext, shop: Shop, models: Models, recorder: Recorder
 ) -> _Left:
-    """Work on the run's ranges one after the other, on those that others hold last."""
+    """Work on the run's ranges, and once more on those that others hold."""
     keys = context.partition_keys
     meter = _Meter(sum(_stale_products(shop, keys).values()), context, recorder)
-    loaded = models.of(shop.settings, lambda text: _say(text, context, recorder))
+
+    def say(text: str) -> None:
+        _say(text, context, recorder)
+
+    loaded = models.of(shop.settings, say)
     meter.started = time.monotonic()
     left = _Left()
-    tokens_per_batch = shop.settings.work.tokens_per_batch
 
-    def work_on(key: str) -> None:
-        nonlocal tokens_per_batch
-        try:
-            result = reingest_range(
-                range_of(key, shop.id_type),
-                shop=shop,
-                models=loaded,
-                run=context.run,
-                tokens_per_batch=tokens_per_batch,
-                report=meter.step,
-                say=lambda text: _say(text, context, recorder),
-            )
-        except LeaseLostError as held:
-            if not left.held:  # one line of these is enough for a terminal
-                recorder.line(str(held))
-            context.log.info(str(held))
-            left.held[key] = str(held)
-        except RangeFailedError as error:
-            left.failed[key] = str(error)
-            context.log.error("%s: %s", key, error)  # noqa: TRY400 - told in a sentence, not a trace
-            recorder.line(f"Range {key} failed: {error}")
-        else:
-            tokens_per_batch = result.tokens_per_batch
-            if result.outdated:
-                _say(_changes_by_itself(key, result.outdated), context, recorder)
-            context.log_event(
-                dg.AssetMaterialization(
-                    asset_key=V2, partition=key, metadata=_range_metadata(result)
-                )
-            )
+    def go_through(chosen: Sequence[str]) -> None:
+        for end in work_on(
+            [range_of(key, shop.id_type) for key in chosen],
+            shop=shop,
+            models=loaded,
+            run=context.run,
+            report=meter.step,
+            say=say,
+        ):
+            key = key_of(end.range_, shop.id_type)
+            is_first = not left.held
+            left.held.pop(key, None)
+            match end:
+                case RangeEnd(left=LeaseLostError() as held):
+                    if is_first:  # one line of these is enough for a terminal
+                        recorder.line(str(held))
+                    context.log.info(str(held))
+                    left.held[key] = str(held)
+                case RangeEnd(left=RangeFailedError() as error):
+                    left.failed[key] = str(error)
+                    context.log.error("%s: %s", key, error)
+                    recorder.line(f"Range {key} failed: {error}")
+                case RangeEnd(result=result):
+                    if result.outdated:
+                        say(_changes_by_itself(key, result.outdated))
+                    context.log_event(
+                        dg.AssetMaterialization(
+                            asset_key=V2, partition=key, metadata=_range_metadata(result)
+                        )
+                    )
 
-    for key in keys:
-        work_on(key)
-    for key in list(left.held):
-        # Who held it may have finished it since: then there is next to nothing to do.
-        del left.held[key]
-        work_on(key)
+    go_through(keys)
+    # Who held them may have finished them since: then there is next to nothing to do.
+    go_through(list(left.held))
     return left
 
 

@@ -32,8 +32,9 @@ from ingestion_pipeline.orchestration.failures import (
     unfinished_ranges,
 )
 from ingestion_pipeline.orchestration.listener import Listener, Nobody, Recorder
+from ingestion_pipeline.orchestration.models import ConfiguredModels, Models
 from ingestion_pipeline.orchestration.preflight_assets import CANARY_PRODUCTS
-from ingestion_pipeline.orchestration.resources import LocalModels, Models, ShopAccess
+from ingestion_pipeline.orchestration.resources import ShopAccess
 from ingestion_pipeline.orchestration.runs import (
     INVOCATION_TAG,
     MAX_RETRIES_TAG,
@@ -316,7 +317,7 @@ def _terminal(settings: Settings, listener: Listener, models: Models | None) -> 
             listener=listener,
             instance=instance,
             stop=stop,
-            models=models or LocalModels(),
+            models=models or ConfiguredModels(),
             invocation=str(uuid.uuid4()),
             recorder=Recorder(listener),
         )

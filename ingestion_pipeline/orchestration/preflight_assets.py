@@ -32,12 +32,15 @@ from ingestion_pipeline.orchestration.embedding_assets import (
     products,
 )
 from ingestion_pipeline.orchestration.listener import Recorder
-from ingestion_pipeline.orchestration.range_work import reingest_range
-from ingestion_pipeline.orchestration.resources import Models, ShopAccess
-from ingestion_pipeline.orchestration.runs import told_to_dagster
+from ingestion_pipeline.orchestration.models import Models, probe_spend
+from ingestion_pipeline.orchestration.range_work import work_on
+from ingestion_pipeline.orchestration.resources import ShopAccess
+from ingestion_pipeline.orchestration.runs import invocation_of, told_to_dagster
+from ingestion_pipeline.orchestration.work_left import work_left
 from ingestion_pipeline.preflight import CanaryFacts, EmbeddingFacts, Found
 from ingestion_pipeline.verdict import Verdict, failed_to_look
 from ingestion_pipeline.verification.searchable import search_for_own_vectors
+from ingestion_pipeline.work import RunIdentity
 
 CANARY_PRODUCTS = 5
 
@@ -180,14 +183,18 @@ def embedding_quota(
 ) -> Verdicts:
     """Whether there is something to embed with.
 
-    For local models: files here and as pinned, and memory enough to run them.
+    For local models: files here and as pinned, and memory enough to run them. For an API: one text
+    is asked for, which tells whether key and model are right, the true length of its vectors, and
+    what is left of the quota.
     """
 
     def look() -> Verdict:
         facts = EmbeddingFacts(
             models=models.facts(shop.settings),
             free_memory_bytes=free_memory_bytes(),
+            services=models.services(shop.settings),
         )
+        shop.unrecorded += [probe_spend(shop.settings, it) for it in facts.services if it.tokens]
         return preflight.embedding_quota(facts, shop.settings)
 
     yield _recorded("embedding_quota", look, context, recorder)
@@ -266,6 +273,9 @@ def canary(
 
     def look() -> Verdict:
         with shop.open() as opened:
+            for spend in shop.unrecorded:
+                opened.embeddings.record(_identity(context.run, "preflight"), spend)
+            shop.unrecorded.clear()
             try:
                 facts = _canary_facts(opened, models, context, recorder, config.products)
             except LeaseLostError as held:
@@ -275,6 +285,10 @@ def canary(
         return preflight.canary(facts)
 
     yield _recorded("canary", look, context, recorder)
+
+
+def _identity(run: dg.DagsterRun, range_key: str) -> RunIdentity:
+    return RunIdentity(run.run_id, invocation_of(run), range_key)
 
 
 def _canary_facts(
@@ -291,7 +305,10 @@ def _canary_facts(
         if needed.get(model.fingerprint):
             # Loads the model now: its seconds say nothing of the rate.
             model.embedder.count_tokens(["canary"])
-    result = reingest_range(range_, shop=shop, models=loaded, run=context.run, say=recorder.line)
+    [end] = work_on([range_], shop=shop, models=loaded, run=context.run, say=recorder.line)
+    if end.left is not None:
+        raise end.left
+    result = end.result
     searches = {
         aspect: search_for_own_vectors(shop, aspect, range_, sample=products) for aspect in Aspect
     }
@@ -311,6 +328,5 @@ def _canary_facts(
             )
             for aspect, search in searches.items()
         },
-        texts_left=shop.catalogue.texts_to_embed(shop.settings.fingerprints),
-        rates=shop.embeddings.embedding_rates(),
+        left=work_left(shop),
     )

@@ -103,7 +103,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> Mood:
     from ingestion_pipeline.orchestration import in_process
 
     mood = Mood()
-    monkeypatch.setattr(in_process, "LocalModels", lambda: KnownModels(before=mood.before))
+    monkeypatch.setattr(in_process, "ConfiguredModels", lambda: KnownModels(before=mood.before))
     return mood
 
 

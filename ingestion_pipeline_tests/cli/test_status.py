@@ -12,6 +12,7 @@ from ingestion_pipeline.cli import status
 from ingestion_pipeline.cli.status import Status
 from ingestion_pipeline.database.catalogue import AspectCount, RangeProgress
 from ingestion_pipeline.database.embeddings import FailedProduct, SpendSummary
+from ingestion_pipeline.preflight_services import Estimate
 from ingestion_pipeline.ranges import EVERYTHING
 from ingestion_pipeline.settings import load_settings
 from ingestion_pipeline_tests.cli.conftest import Ingest
@@ -95,7 +96,7 @@ def test_of_many_ranges_the_unfinished_are_shown_and_all_are_counted(
         working=("0000000017:0000000018",),
         latest=LATEST,
         remaining_texts=8,
-        remaining_seconds=95.0,
+        remaining=Estimate(160, None, 95.0, "the model's answers"),
     )
     status._show(seen, load_settings())
     shown = capsys.readouterr().out
@@ -116,7 +117,7 @@ def test_a_share_is_not_rounded_up_to_all(capsys: pytest.CaptureFixture[str]) ->
         100_000,
         prepared=True,
         ranges=(RangeProgress("*:*", EVERYTHING, 100_000, 1, 0),),
-        remaining_seconds=None,
+        remaining=Estimate(160, None, None, "the model's answers"),
     )
     status._show(seen, load_settings())
     shown = capsys.readouterr().out

@@ -13,6 +13,7 @@ import pytest
 
 from ingestion_pipeline.aspects import Aspect
 from ingestion_pipeline.database.connection import connect
+from ingestion_pipeline.database.embeddings import ModelRate
 from ingestion_pipeline.database.shop import Shop, open_shop
 from ingestion_pipeline.errors import LeaseLostError, RangeFailedError
 from ingestion_pipeline.ranges import EVERYTHING, IdType, ProductIdRange, key_of
@@ -382,12 +383,14 @@ def _texts_of(ids: range) -> list[str]:
 
 
 def test_rates_are_texts_a_second_of_each_model(shop: Shop) -> None:
-    assert shop.embeddings.embedding_rates() == {}
+    assert shop.embeddings.model_rates() == {}
     lease = shop.embeddings.claim(EVERYTHING, OWNER, 60)
     results = [_embedded(stale) for stale in _stale(shop)[:4]]
-    shop.embeddings.commit(lease, results, Spend("model", texts=4, seconds=2.0))
+    shop.embeddings.commit(lease, results, Spend("model", texts=4, tokens=12, seconds=2.0))
     shop.embeddings.commit(lease, [], Spend("idle", seconds=2.0))
-    assert shop.embeddings.embedding_rates() == {"model": 2.0}
+    assert shop.embeddings.model_rates() == {
+        "model": ModelRate(texts_per_second=2.0, tokens_per_text=3.0)
+    }
 
 
 def test_failed_products_are_listed_by_reason_and_id(shop: Shop) -> None:

@@ -24,8 +24,8 @@ from ingestion_pipeline.errors import (
     RangeFailedError,
 )
 from ingestion_pipeline.ranges import EVERYTHING, IdType, ProductId, ProductIdRange
-from ingestion_pipeline.reingestion import RangeResult
 from ingestion_pipeline.settings import CatalogueSettings
+from ingestion_pipeline.tally import RangeResult
 from ingestion_pipeline.texts import cleaned
 from ingestion_pipeline.work import AspectResult, KnownVector, Outcome, RunIdentity, Spend
 from ingestion_pipeline_tests.shops import (
@@ -120,7 +120,7 @@ def test_a_whole_catalogue_lands_and_a_second_run_sends_and_writes_nothing(
         before = _rows(shop, "SELECT * FROM ingestion.embedding_ledger ORDER BY 1, 2")
         again = run(shop, run_id="run-2")
         assert again.texts == []
-        assert replace(again.result, seconds=0.0, tokens_per_batch=0) == RangeResult()
+        assert replace(again.result, seconds=0.0) == RangeResult()
         assert before == _rows(shop, "SELECT * FROM ingestion.embedding_ledger ORDER BY 1, 2")
         assert _rows(shop, "SELECT DISTINCT invocation FROM ingestion.spend") == [("run-1",)]
 
@@ -424,9 +424,12 @@ def test_an_answer_of_the_wrong_shape_leaves_not_a_row_behind(
         embedder.answer = answer
     with pytest.raises(RangeFailedError):
         run(shop, embedders=embedders)
-    for table in ("product_embeddings_v2", "ingestion.embedding_ledger", "ingestion.spend",
+    for table in ("product_embeddings_v2", "ingestion.embedding_ledger",
                   "ingestion.failed_products", "ingestion.leases"):  # fmt: skip
         assert _rows(shop, f"TABLE {table}") == []
+    requests = sum(len(embedder.requests) for embedder in embedders.values())
+    spent = _rows(shop, "SELECT sum(requests), sum(embedded), sum(failed) FROM ingestion.spend")
+    assert spent == [(requests, 0, 0)], "what was asked is on record, although nothing came of it"
     run(shop)
     _assert_complete(shop)
 
@@ -555,7 +558,8 @@ def test_a_run_that_was_silent_too_long_is_taken_over_and_its_late_write_changes
         run(shop, embedders=embedders, run_id="first")
     _assert_complete(shop)
     assert _rows(shop, "SELECT DISTINCT run_id FROM ingestion.embedding_ledger") == [("second",)]
-    assert _rows(shop, "SELECT DISTINCT run_id FROM ingestion.spend") == [("second",)]
+    late = _rows(shop, "SELECT requests, embedded FROM ingestion.spend WHERE run_id = 'first'")
+    assert late == [(1, 0)], "its request was paid for, and wrote nothing"
 
 
 def test_every_write_renews_the_lease(shop: Shop) -> None:
@@ -601,7 +605,8 @@ def test_vector_ledger_and_spend_are_written_together_or_not_at_all(table: str, 
         for id_, aspect in _rows(shop, "SELECT product_id, aspect FROM ingestion.embedding_ledger")
     }
     assert ledger == {key for key, vector in _vectors(shop).items() if vector is not None}
-    assert _rows(shop, "SELECT count(*), sum(embedded) FROM ingestion.spend") == [(2, len(ledger))]
+    spent = _rows(shop, "SELECT count(*), sum(embedded) FROM ingestion.spend WHERE embedded > 0")
+    assert spent == [(2, len(ledger))]
     assert 0 < len(ledger) < 30
     shop.connection.execute(f"DROP TRIGGER refuse ON {table}")
     rest = run(shop)
@@ -626,7 +631,7 @@ def test_a_session_that_is_ended_in_the_middle_is_replaced_and_nothing_is_paid_t
     for embedder in embedders.values():
         embedder.answer = answer
     result = run(shop, embedders=embedders)
-    assert len(calls) > 3
+    assert len(calls) >= 3
     assert len(result.texts) == len(set(result.texts)) == 30
     _assert_complete(shop)
     assert _rows(shop, "SELECT sum(texts) FROM ingestion.spend") == [(30,)]

@@ -7,7 +7,7 @@ computed anew: the ledger, which a fault may have falsified, is never believed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,11 +42,15 @@ class Audit:
     paid_twice: int
 
 
-def audit(shop: Shop, sent: Mapping[str, Sequence[str]] | Sequence[str] = ()) -> Audit:
+def audit(
+    shop: Shop,
+    sent: Mapping[str, Sequence[str]] | Sequence[str] = (),
+    right: Callable[[str, int], Vector] = vector_of,
+) -> Audit:
     """Look at every aspect of every product, and at what was `sent`: all texts by model.
 
     A plain sequence is what one model was sent. A blank text must have no vector; a failed product
-    on record need not have one.
+    on record need not have one. `right` gives the vector of a text in so many dimensions.
     """
     ids = _product_ids(shop)
     texts = _texts(shop)
@@ -58,7 +62,8 @@ def audit(shop: Shop, sent: Mapping[str, Sequence[str]] | Sequence[str] = ()) ->
         if vector is None:
             lost += bool(text) and key not in failed
         else:
-            wrong += not text or not _stands_for(vector, text, shop, key[1])
+            wanted = right(text, shop.settings.aspects[key[1]].dimensions)
+            wrong += not text or not _is_same(vector, wanted)
     return Audit(
         lost=lost,
         wrong=wrong,
@@ -73,8 +78,7 @@ def paid_twice(sent: Mapping[str, Sequence[str]] | Sequence[str]) -> int:
     return sum(Counter(texts).total() - len(set(texts)) for texts in by_model)
 
 
-def _stands_for(vector: Vector, text: str, shop: Shop, aspect: Aspect) -> bool:
-    right = vector_of(text, shop.settings.aspects[aspect].dimensions)
+def _is_same(vector: Vector, right: Vector) -> bool:
     return vector.shape == right.shape and bool(np.allclose(vector, right, rtol=0, atol=TOLERANCE))
 
 

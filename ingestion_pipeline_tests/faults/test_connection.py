@@ -23,7 +23,12 @@ from ingestion_pipeline.database import connection, session
 from ingestion_pipeline.database.local_server import LocalServer
 from ingestion_pipeline.database.shop import Shop, open_shop
 from ingestion_pipeline.embedding.embedder import Embeddings
-from ingestion_pipeline.reingestion import AspectModel, Pace, RangeStep, reingest
+from ingestion_pipeline.reingestion import (
+    AspectModel,
+    Pace,
+    reingest,
+)
+from ingestion_pipeline.tally import RangeStep
 from ingestion_pipeline.work import RunIdentity
 from ingestion_pipeline_tests.faults.audit import Audit, audit
 from ingestion_pipeline_tests.faults.proxy import Act, Moment, Proxy, Trap, proxy_to

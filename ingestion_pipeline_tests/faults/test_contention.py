@@ -29,8 +29,13 @@ from ingestion_pipeline.errors import (
 )
 from ingestion_pipeline.patience import Patience
 from ingestion_pipeline.ranges import EVERYTHING, ProductIdRange, key_of
-from ingestion_pipeline.reingestion import AspectModel, Pace, RangeResult, reingest
+from ingestion_pipeline.reingestion import (
+    AspectModel,
+    Pace,
+    reingest,
+)
 from ingestion_pipeline.settings import Settings
+from ingestion_pipeline.tally import RangeResult
 from ingestion_pipeline.work import RunIdentity
 from ingestion_pipeline_tests.faults.audit import audit
 from ingestion_pipeline_tests.faults.record import Fault, times

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ingestion_pipeline.asking import CONTROL_TEXT
 from ingestion_pipeline.aspects import Aspect
 from ingestion_pipeline.database.connection import connect
 from ingestion_pipeline.database.local_server import LocalServer
@@ -34,8 +35,13 @@ from ingestion_pipeline.errors import (
     TransientError,
 )
 from ingestion_pipeline.ranges import EVERYTHING, key_of
-from ingestion_pipeline.reingestion import AspectModel, Pace, RangeResult, reingest
+from ingestion_pipeline.reingestion import (
+    AspectModel,
+    Pace,
+    reingest,
+)
 from ingestion_pipeline.settings import CatalogueSettings, RangeSettings, WorkSettings
+from ingestion_pipeline.tally import RangeResult
 from ingestion_pipeline.work import RunIdentity
 from ingestion_pipeline_tests.conftest import SHOP_TEMPLATE
 from ingestion_pipeline_tests.faults.audit import audit
@@ -341,12 +347,13 @@ def test_a_model_that_has_no_usable_answer_twice_and_is_well_again_blames_nobody
 def _bound(kind: str, texts: int) -> int:
     """Requests beyond the first that one poisonous text among so many may cost.
 
-    A refusal is believed. Where there was no usable answer, it may have been the model: the same
-    request is made once more, and before a text is blamed, it and another one are asked for alone.
+    A text that is refused alone is believed. Where there was no usable answer, it may have been the
+    model: the same request is made once more, and before a text is blamed, it and another one are
+    asked for alone.
     """
     if kind in VECTORS:
-        return 1
-    return math.ceil(math.log2(texts)) + 1 + (0 if kind in REFUSED else 3)
+        return 2
+    return math.ceil(math.log2(texts)) + (2 if kind in REFUSED else 4)
 
 
 FOR_ONE_TEXT = REFUSED | {
@@ -409,14 +416,13 @@ def test_two_or_three_poisonous_texts_are_all_found_and_no_other(
 
 
 @pytest.mark.fault("an embedder that refuses every text")
-def test_a_model_that_refuses_every_text_has_each_on_record_and_ends(
-    shop: Shop, fault: Fault
-) -> None:
+def test_a_model_that_refuses_every_text_blames_nobody(shop: Shop, fault: Fault) -> None:
     _fill(shop, 16)
     embedder = _faulty(REFUSED["raises PermanentTextError"])
-    assert _run(shop, embedder).failed == 16
-    assert _failed(shop) == list(range(16))
-    assert len(embedder.requests) <= 1 + 16 * (math.log2(16) + 1)
+    with pytest.raises(RangeFailedError, match="not even to 'A plain cup'"):
+        _run(shop, embedder)
+    assert (_failed(shop), _vectors_in_v2(shop)) == ([], 0)
+    assert len(embedder.requests) <= 2 + 16 * (math.log2(16) + 2)
     _mended(shop, fault, embedder)
 
 
@@ -443,7 +449,7 @@ def test_a_failed_product_has_its_reason_attempts_and_times_and_leaves_once_it_i
     second = _faulty(REFUSED["raises PermanentTextError"], for_texts=POISON)
     _run(shop, second)
     [again] = shop.embeddings.failed_products()
-    assert second.texts == ["poison 2"]
+    assert second.texts == ["poison 2", CONTROL_TEXT]
     assert (again.reason, again.attempts) == ("The model refuses this.", 2)
     assert failed.first_failed_at == again.first_failed_at < again.last_failed_at
     _mended(shop, fault, first)

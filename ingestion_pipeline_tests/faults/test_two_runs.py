@@ -81,10 +81,14 @@ SELECT 'v2' AS name, ctid::text, xmin::text, v2::text FROM product_embeddings_v2
 UNION ALL SELECT 'ledger', ctid::text, xmin::text, it::text FROM ingestion.embedding_ledger AS it
 UNION ALL SELECT 'failed', ctid::text, xmin::text, it::text FROM ingestion.failed_products AS it
 UNION ALL SELECT 'spend', ctid::text, xmin::text, it::text FROM ingestion.spend AS it
+WHERE embedded + reused + empty + failed > 0
 UNION ALL SELECT 'leases', ctid::text, xmin::text, it::text FROM ingestion.leases AS it
 ORDER BY 1, 2
 """
-"""Every row that a run writes, with its place and the transaction that put it there."""
+"""Every row that a run writes, with its place and the transaction that put it there.
+
+But for what a request took that led to nothing: it is paid for, and so on record.
+"""
 
 HELD = "SELECT run_id, range_key FROM ingestion.leases"
 EXPIRED = "SELECT clock_timestamp() > expires_at FROM ingestion.leases"

@@ -72,7 +72,7 @@ def _with_a_real_model(megabytes: int) -> int:
     with open_shop(settings) as shop:
         shop.prepare()
         allow_more(megabytes)
-        result = reingest(
+        reingest(
             EVERYTHING,
             catalogue=shop.catalogue,
             store=shop.embeddings,
@@ -90,7 +90,6 @@ def _with_a_real_model(megabytes: int) -> int:
         )
     notes = {
         "said": said,
-        "tokens_per_batch": result.tokens_per_batch,
         "largest": max(embedder.largest for embedder in embedders.values()),
         "answered": {name: embedder.answered for name, embedder in embedders.items()},
     }
@@ -109,7 +108,7 @@ def _the_command(megabytes: int) -> int:
             embedder.requests.clear()
 
     models = KnownModels(before=forget)
-    with mock.patch.object(in_process, "LocalModels", return_value=models):
+    with mock.patch.object(in_process, "ConfiguredModels", return_value=models):
         allow_more(megabytes)
         return app.run([])
 

@@ -30,6 +30,7 @@ from ingestion_pipeline.database.session import Session
 from ingestion_pipeline.database.shop import Shop, open_shop
 from ingestion_pipeline.embedding.embedder import Embeddings
 from ingestion_pipeline.preflight import ModelFacts
+from ingestion_pipeline.preflight_services import ServiceFacts
 from ingestion_pipeline.reingestion import AspectModel, Pace, reingest
 from ingestion_pipeline.settings import Settings, load_settings
 from ingestion_pipeline.work import RunIdentity
@@ -158,6 +159,9 @@ class NotedModels:
         self._folder.mkdir(exist_ok=True)
         self._seconds = seconds
         self._watch = watch
+
+    def services(self, _: Settings) -> tuple[ServiceFacts, ...]:
+        return ()
 
     def facts(self, settings: Settings) -> tuple[ModelFacts, ...]:
         model = settings.aspects[Aspect.DESCRIPTION].model

@@ -7,5 +7,5 @@ from ingestion_pipeline.orchestration import in_process
 from ingestion_pipeline_tests.orchestration.known_models import slow_models
 
 if __name__ == "__main__":
-    with mock.patch.object(in_process, "LocalModels", slow_models):
+    with mock.patch.object(in_process, "ConfiguredModels", slow_models):
         app.main()

@@ -11,6 +11,7 @@ from pathlib import Path
 from ingestion_pipeline.aspects import Aspect
 from ingestion_pipeline.embedding.embedder import Embeddings
 from ingestion_pipeline.preflight import ModelFacts
+from ingestion_pipeline.preflight_services import ServiceFacts
 from ingestion_pipeline.reingestion import AspectModel
 from ingestion_pipeline.settings import Settings
 from ingestion_pipeline_tests.shops import KnownEmbedder
@@ -34,6 +35,9 @@ class KnownModels:
     @property
     def texts(self) -> list[str]:
         return [text for embedder in self.embedders.values() for text in embedder.texts]
+
+    def services(self, _: Settings) -> tuple[ServiceFacts, ...]:
+        return ()
 
     def facts(self, settings: Settings) -> tuple[ModelFacts, ...]:
         model = settings.aspects[Aspect.DESCRIPTION].model

@@ -12,7 +12,7 @@ from ingestion_pipeline.database.connection import connect
 from ingestion_pipeline.database.shop import open_shop
 from ingestion_pipeline.embedding import weights
 from ingestion_pipeline.orchestration.in_process import run_ingest
-from ingestion_pipeline.orchestration.resources import LocalModels
+from ingestion_pipeline.orchestration.models import ConfiguredModels
 from ingestion_pipeline.ranges import EVERYTHING
 from ingestion_pipeline.sample_catalogue.shop import sample_products
 from ingestion_pipeline.settings import RangeSettings, load_settings
@@ -51,7 +51,7 @@ def test_the_sample_shops_products_get_the_vectors_of_their_texts(
     assert [check.name for check in outcome.checks if check.status == "fail"] == []
     assert len(dagster_instance.get_dynamic_partitions("product_id_ranges")) == 3
     assert len(texts) == 3 * SAMPLE
-    models = LocalModels().of(settings, print)
+    models = ConfiguredModels().of(settings, print)
     with connect(database_url) as connection:
         for aspect, column in COLUMNS.items():
             query = sql.SQL('SELECT "productId", {} FROM product_embeddings_v2').format(column)

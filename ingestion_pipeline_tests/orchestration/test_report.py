@@ -68,4 +68,4 @@ def test_a_report_is_json_with_exact_money() -> None:
 
     assert read["cost"] == "1.230000000001"
     assert (read["skipped"], read["checks"][0]["status"]) == (550, "pass")
-    assert dict(paid.rows())["Cost"] == "1.2300"
+    assert dict(paid.rows())["Cost"] == "$1.23"

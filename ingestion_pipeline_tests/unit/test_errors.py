@@ -35,7 +35,7 @@ def test_the_docstring_draws_every_error_under_the_branch_it_belongs_to() -> Non
 
 
 def test_every_error_says_in_its_docstring_what_happened() -> None:
-    assert all(error.__doc__ and error.__doc__.endswith(".") for error in CLASSES)
+    assert all(error.__doc__ and error.__doc__.rstrip().endswith(".") for error in CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,13 @@ def test_every_error_says_in_its_docstring_what_happened() -> None:
         '{"user": "shop", "password": "hunter2"}',
         "{'api_key': 'hunter2'}",
         "token: hunter2",
+        "Authorization: Bearer hunter2-and-more",
+        "{'authorization': 'bearer hunter2.and/more=='}",
+        "Incorrect API key provided: sk-hunter2hunter2-and_more.",
+        "sk-proj-hunter2hunter2hunter2",
+        "token: Bearer sk-hunter2hunter2hunter2",
+        "AIzahunter2hunter2hunter2-and_more",
+        "hf_hunter2hunter2hunter2",
     ],
 )
 def test_a_password_is_blotted_out_wherever_it_stands(text: str) -> None:
@@ -81,6 +88,9 @@ def test_what_surrounds_a_password_stays_readable() -> None:
         'password authentication failed for user "shop"',
         "http://127.0.0.1:3000/runs",
         "a text with 300 tokens: too long",
+        "a disk-management-operation and a task-force-of-twenty",
+        "the bearer of bad news",
+        "half_hearted_and_other_words",
     ],
 )
 def test_a_text_without_a_password_stays_as_it_is(text: str) -> None:

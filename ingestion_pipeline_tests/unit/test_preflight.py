@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -34,12 +35,14 @@ from ingestion_pipeline.preflight import (
     disk_bytes_needed,
     disk_space,
     embedding_quota,
-    estimated_seconds,
     failed_to_look,
     hnsw_bytes,
     memory_needed,
     product_count,
 )
+from ingestion_pipeline.preflight_services import ServiceFacts, Work, estimate
+from ingestion_pipeline.prices import Price
+from ingestion_pipeline.rate_limits import Limit, RateLimits
 from ingestion_pipeline.settings import RangeSettings, Settings
 
 GIGABYTE = 10**9
@@ -117,6 +120,22 @@ DISK = DiskFacts(
     max_wal_bytes=2**30,
     keeps_wal_for_replicas=False,
 )
+LOCAL = Work(
+    texts=0,
+    tokens_per_text=20.0,
+    texts_per_request=1,
+    texts_per_second=10.0,
+    requests_per_minute=None,
+    tokens_per_minute=None,
+    price=Price(None, "local"),
+)
+API = replace(
+    LOCAL,
+    texts=1_000_000,
+    texts_per_request=100,
+    texts_per_second=1_000.0,
+    price=Price(Decimal("0.02"), "settings"),
+)
 CANARY = CanaryFacts(
     products=5,
     embedded=10,
@@ -125,8 +144,10 @@ CANARY = CanaryFacts(
     failed=0,
     seconds=2.5,
     found={aspect: Found(5, 5) for aspect in Aspect},
-    texts_left={MPNET: 500, MINILM: 200},
-    rates={MPNET: 10.0, MINILM: 100.0},
+    left={
+        MPNET: replace(LOCAL, texts=500),
+        MINILM: replace(LOCAL, texts=200, texts_per_second=100),
+    },
 )
 
 
@@ -482,7 +503,8 @@ def test_a_canary_that_came_through_estimates_the_rest() -> None:
 
 
 def test_with_nothing_embedded_and_no_past_rate_the_estimate_is_unknown() -> None:
-    verdict = canary(replace(CANARY, embedded=0, rates={MINILM: 100.0}))
+    unmeasured = dict(CANARY.left) | {MPNET: replace(LOCAL, texts=500, texts_per_second=None)}
+    verdict = canary(replace(CANARY, embedded=0, left=unmeasured))
 
     assert verdict.status == "unknown"
     assert verdict.facts["estimated_seconds"] is None
@@ -494,10 +516,81 @@ def test_a_past_rate_serves_where_the_canary_embedded_nothing() -> None:
 
 
 def test_nothing_left_takes_no_time_whatever_the_rates() -> None:
-    assert estimated_seconds({}, {}) == 0
-    assert estimated_seconds({MPNET: 0}, {}) == 0
-    assert estimated_seconds({MPNET: 1}, {MPNET: 0.0}) is None
-    assert "nothing is left to embed" in canary(replace(CANARY, texts_left={})).summary
+    assert estimate({}).seconds == 0
+    assert estimate({MPNET: replace(LOCAL, texts_per_second=None)}).seconds == 0
+    assert estimate({MPNET: replace(LOCAL, texts=1, texts_per_second=None)}).seconds is None
+    assert "nothing is left to embed" in canary(replace(CANARY, left={})).summary
+
+
+@pytest.mark.parametrize(
+    ("quota", "seconds", "bound_by"),
+    [
+        ({}, 1_000, "the model's answers"),
+        ({"requests_per_minute": 300}, 2_000, "the quota of requests"),
+        ({"tokens_per_minute": 150_000}, 8_000, "the quota of tokens"),
+        (
+            {"requests_per_minute": 3_000, "tokens_per_minute": 150_000},
+            8_000,
+            "the quota of tokens",
+        ),
+        ({"requests_per_minute": 30_000, "tokens_per_minute": 1e9}, 1_000, "the model's answers"),
+    ],
+)
+def test_an_api_takes_as_long_as_its_answers_or_its_quota_whichever_is_longer(
+    quota: dict[str, float], seconds: float, bound_by: str
+) -> None:
+    estimated = estimate({"api": replace(API, **quota)})  # type: ignore[arg-type]
+
+    assert estimated.seconds == pytest.approx(seconds)
+    assert estimated.bound_by == bound_by
+    assert estimated.tokens == 20_000_000
+    assert estimated.cost == Decimal("0.40")
+
+
+def test_an_estimate_in_money_is_told_with_what_bounds_the_time() -> None:
+    verdict = canary(replace(CANARY, left={"api": replace(API, tokens_per_minute=150_000)}))
+
+    assert verdict.summary.endswith(
+        "about 2 h 13 min, bound by the quota of tokens, and $0.40 for about 20,000,000 tokens"
+    )
+
+
+SERVICE = ServiceFacts(
+    "text-embedding-3-small",
+    (Aspect.DESCRIPTION, Aspect.USAGE),
+    host="api.openai.com",
+    expected_dimensions=768,
+    price=Price(Decimal("0.02"), "genai-prices 0"),
+    dimensions=768,
+    limits=RateLimits(Limit(3_000, 2_999, 0.02), Limit(1_000_000, 999_990, 0.0006)),
+    tokens=5,
+)
+
+
+def test_a_service_that_answers_as_it_should_passes_and_is_told_with_its_quota() -> None:
+    verdict = embedding_quota(EmbeddingFacts((), None, (SERVICE,)), SETTINGS)
+
+    assert not verdict.blocking
+    assert "768 dimensions" in verdict.summary
+    assert "1,000,000 tokens a minute (999,990 left)" in verdict.summary
+    assert "local models" not in verdict.summary
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"problem": "The key is wrong."}, "The key is wrong."),
+        ({"dimensions": 1536}, "gives vectors of 1536 numbers, and description and usage want 768"),
+    ],
+)
+def test_a_service_that_cannot_serve_blocks_with_the_reason(
+    changes: dict[str, object], said: str
+) -> None:
+    service = replace(SERVICE, **changes)  # type: ignore[arg-type]
+    verdict = embedding_quota(EmbeddingFacts((), None, (service,)), SETTINGS)
+
+    assert verdict.blocking
+    assert said in reasons(verdict)
 
 
 def test_a_product_that_its_own_vector_does_not_find_blocks() -> None:

@@ -34,11 +34,10 @@ from ingestion_pipeline.reingestion import (
     MAX_PASSES,
     AspectModel,
     Pace,
-    RangeResult,
-    RangeStep,
     TextKey,
     reingest,
 )
+from ingestion_pipeline.tally import RangeResult, RangeStep
 from ingestion_pipeline.texts import text_digest
 from ingestion_pipeline.work import (
     AspectResult,
@@ -106,6 +105,14 @@ class Shop:
         self.claimed.append(owner)
         return Lease(owner, len(self.claimed), seconds, datetime.now(UTC))
 
+    def renew(self, lease: Lease) -> None:
+        assert lease not in self.released
+        self._maybe_fail("renew")
+
+    def record(self, owner: RunIdentity, spend: Spend) -> None:
+        assert owner in self.claimed
+        self.commits.append(([], spend))
+
     def release(self, lease: Lease) -> None:
         self.released.append(lease)
 
@@ -120,7 +127,7 @@ class Shop:
         }
 
     def commit(
-        self, lease: Lease, results: Sequence[AspectResult], spend: Spend
+        self, lease: Lease, results: Sequence[AspectResult], *spends: Spend
     ) -> list[AspectResult]:
         assert lease not in self.released
         self._maybe_fail("commit")
@@ -133,7 +140,7 @@ class Shop:
         ]
         for result in written:
             self.settled[result.stale.product_id, result.stale.aspect] = result
-        self.commits.append((written, spend))
+        self.commits += [(written, spend) for spend in spends]
         return written
 
     def failed_product_count(self) -> int:
@@ -249,7 +256,7 @@ def test_a_second_run_asks_for_nothing_and_commits_nothing() -> None:
     result = worker.work()
     assert worker.large.requests == []
     assert len(shop.commits) == commits
-    assert replace(result, seconds=0.0) == RangeResult(tokens_per_batch=10_000)
+    assert replace(result, seconds=0.0) == RangeResult()
 
 
 def test_batches_keep_to_the_token_budget_and_are_committed_one_by_one() -> None:
@@ -311,7 +318,7 @@ def test_one_refused_text_is_found_by_halving_and_its_neighbours_land(poison: in
             assert isinstance(id_, int)
             assert np.array_equal(settled.known.vector, vector_of(f"text {id_ - 1:02d}", 8))
     requests = worker.large.requests
-    assert len(requests) - 1 <= 5  # log2(16) + 1 more than without the text
+    assert len(requests) - 1 <= 6  # log2(16) + 2 more than without the text
     assert [spend.requests for _, spend in shop.commits] == [len(requests)]
     assert worker.waits == []
 
@@ -368,7 +375,7 @@ def test_a_vector_that_is_unusable_twice_fails_its_product_and_no_neighbour(valu
     worker.large.answer = _with_vector(value, times=99)
     result = worker.work()
     assert (result.embedded, result.failed) == (2, 1)
-    assert worker.large.requests == [["first", "bad", "last"], ["bad"]]
+    assert worker.large.requests == [["first", "bad", "last"], ["bad"], [CONTROL_TEXT]]
     assert "zero or not finite" in (shop.settled[2, Aspect.DESCRIPTION].reason or "")
     assert shop.settled[2, Aspect.DESCRIPTION].known is None
 
@@ -398,7 +405,8 @@ def test_a_model_without_one_usable_answer_is_at_fault_and_no_product(
     worker.large.answer = answer
     with pytest.raises(RangeFailedError, match="no product is to blame"):
         worker.work()
-    assert shop.commits == []
+    assert shop.settled == {}
+    assert [spend.requests for _, spend in shop.commits] == [len(worker.large.requests)]
     assert worker.large.requests[-1] == [CONTROL_TEXT]
     assert len(worker.large.requests) <= 5
     assert len(shop.released) == 1
@@ -446,7 +454,6 @@ def test_a_batch_for_which_there_is_no_memory_is_asked_for_in_smaller_ones() -> 
     result = worker.work(tokens_per_batch=1_000)
     assert (result.embedded, result.failed) == (16, 0)
     assert [len(request) for request in worker.large.requests] == [16, 8, 4, *[2] * 8]
-    assert result.tokens_per_batch == 4
     assert len(worker.said) == 3
     assert "at most 4 tokens a batch" in worker.said[-1]
 
@@ -461,7 +468,7 @@ def test_a_text_for_which_there_is_no_memory_is_an_outage_and_not_its_fault() ->
     worker.large.answer = answer
     with pytest.raises(OutOfMemoryError, match="max_tokens"):
         worker.work()
-    assert shop.commits == []
+    assert shop.settled == {}
 
 
 def test_what_was_answered_before_an_outage_in_the_middle_of_a_batch_is_kept() -> None:
@@ -488,7 +495,8 @@ def test_more_failed_products_than_allowed_stop_the_range_and_keep_what_is_commi
     worker.large.refused = {"bad": "no"}
     with pytest.raises(TooManyFailuresError, match=r"work\.max_failed_products = 1"):
         worker.work(tokens_per_batch=2)
-    assert len(worker.large.requests) == 3
+    # Of each refused text, a batch by itself, a text that every model can embed is asked, too.
+    assert len(worker.large.requests) == 5
     assert len(shop.settled) == 3
     assert len(shop.released) == 1
 
@@ -579,7 +587,8 @@ def test_a_lease_that_is_lost_is_not_fought_for() -> None:
     with pytest.raises(LeaseLostError):
         worker.work()
     assert worker.waits == []
-    assert shop.commits == []
+    assert shop.settled == {}
+    assert [spend.requests for _, spend in shop.commits] == [1], "what was paid is on record"
 
 
 def test_a_range_that_another_run_holds_is_left_alone() -> None:

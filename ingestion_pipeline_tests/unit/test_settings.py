@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 import traceback
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 
 from ingestion_pipeline.aspects import Aspect
 from ingestion_pipeline.errors import SettingsError
-from ingestion_pipeline.settings import MINILM, MPNET, Settings, load_settings
+from ingestion_pipeline.settings import MINILM, MPNET, AspectSettings, Settings, load_settings
 
 REPOSITORY_FILE = Path(__file__).parents[2] / "ingestion.toml"
 URL = "postgresql://shop:hunter2@db.example.org/shop"
@@ -46,37 +47,139 @@ def _sections(settings: Settings) -> dict[str, Any]:
     return settings.model_dump(mode="json", exclude=places)
 
 
+LOCAL_MODELS = re.compile(r"# \[aspects\.description\]\n.*?(?=\n# And for a model)", re.DOTALL)
+API = re.compile(r"(?<=known service:\n)# \[embedding\]\n.*?(?=\n\[budget\])", re.DOTALL)
+OPENAI = '# [embedding]\n# provider = "openai"\n'
+
+
+def _switched_on(part: re.Pattern[str], text: str) -> str:
+    """The file with the lines of one commented part in force."""
+    switched = part.sub(lambda found: found[0].replace("\n# ", "\n").removeprefix("# "), text)
+    assert switched != text
+    return switched
+
+
 def test_the_repositorys_file_states_every_default_word_for_word() -> None:
-    given: dict[str, Any] = tomllib.loads(REPOSITORY_FILE.read_text(encoding="utf-8"))
+    text = REPOSITORY_FILE.read_text(encoding="utf-8")
+    given: dict[str, Any] = tomllib.loads(text)
     defaults = _sections(_defaults())
+    local: dict[str, Any] = tomllib.loads(
+        _switched_on(LOCAL_MODELS, text).replace('path = "models/all-mpnet-base-v2"', "# path = ")
+    )
+    of_a_local_model = AspectSettings.model_fields.keys() - _of_apis()
+    assert local["aspects"] == {
+        aspect: {key: model[key] for key in of_a_local_model - {"path"}}
+        for aspect, model in defaults.pop("aspects").items()
+    }
     # Those without a default stand in the file as comments.
     defaults["catalogue"].pop("product_texts")
     defaults["disk"].pop("free_bytes")
-    for model in defaults["aspects"].values():
-        model.pop("path")
     assert given.pop("disk") == defaults.pop("disk") == {}
+    assert given.pop("budget") == {}
+    assert defaults.pop("budget") == {"tokens": None, "dollars": None}
     assert given == defaults
 
 
-def test_the_repositorys_file_names_the_keys_without_a_default_too() -> None:
+def _of_apis() -> set[str]:
+    """The keys that the file gives for a model behind an API alone."""
+    [part] = API.findall(REPOSITORY_FILE.read_text(encoding="utf-8"))
+    return set(re.findall(r"^# (\w+) = ", part, re.MULTILINE))
+
+
+def test_every_key_of_an_aspect_stands_in_the_repositorys_file() -> None:
     text = REPOSITORY_FILE.read_text(encoding="utf-8")
-    for key in ("product_texts", "path", "free_bytes"):
+    assert set(AspectSettings.model_fields) == _of_apis() | set(
+        re.findall(r"^# (\w+) = ", LOCAL_MODELS.findall(text)[0], re.MULTILINE)
+    )
+    for key in ("product_texts", "free_bytes", "dollars", "tokens"):
         assert f"\n# {key} = " in text
 
 
 def test_every_line_of_the_repositorys_file_can_be_switched_on(tmp_path: Path) -> None:
     text = REPOSITORY_FILE.read_text(encoding="utf-8")
-    for key in ("product_texts", "path", "free_bytes"):
+    for key in ("product_texts", "free_bytes", "dollars", "tokens"):
         text = text.replace(f"\n# {key} = ", f"\n{key} = ")
-    settings = _load(text, tmp_path)
+    settings = _load(_switched_on(LOCAL_MODELS, text), tmp_path)
     assert settings.disk.free_bytes == 50_000_000_000
+    assert settings.budget.dollars == 20
     assert settings.catalogue.product_texts == tmp_path / "sql/product_texts.sql"
     assert settings.aspects[Aspect.DESCRIPTION].path == tmp_path / "models/all-mpnet-base-v2"
+
+    api = _switched_on(API, text).replace(
+        "\n[embedding]", '\n[embedding]\nprovider = "openai"\nmodel = "m"'
+    )
+    usage = _load(api, tmp_path).aspects[Aspect.USAGE]
+    assert (usage.service, usage.base_url) == ("vllm", "http://localhost:8000/v1")
+    assert usage.tokenizer == tmp_path / "models/tokenizer.json"
+
+
+def test_two_lines_of_the_repositorys_file_switch_openai_on(tmp_path: Path) -> None:
+    text = REPOSITORY_FILE.read_text(encoding="utf-8")
+    assert OPENAI in text
+    settings = _load(text.replace(OPENAI, OPENAI.replace("# ", "")), tmp_path)
+    for aspect, dimensions in zip(Aspect, (768, 768, 384), strict=True):
+        model = settings.aspects[aspect]
+        assert (model.provider, model.model) == ("openai", "text-embedding-3-small")
+        assert model.base_url == "https://api.openai.com/v1"
+        assert model.api_key_variable == "OPENAI_API_KEY"
+        assert (model.dimensions, model.send_dimensions) == (dimensions, True)
+        assert model.revision is None
+
+
+def test_what_all_aspects_share_is_written_once_and_an_aspects_own_table_goes_first(
+    tmp_path: Path,
+) -> None:
+    settings = _load(
+        '[embedding]\nprovider = "openai"\nservice = "ollama"\nmodel = "nomic-embed-text"\n'
+        '[aspects.feature]\nprovider = "sentence-transformers"\n'
+        f'model = "{MINILM}"\n[aspects.usage]\nmodel = "other"\n',
+        tmp_path,
+    )
+    models = settings.aspects
+    assert models[Aspect.DESCRIPTION].model == "nomic-embed-text"
+    assert models[Aspect.DESCRIPTION].base_url == "http://localhost:11434/v1"
+    assert models[Aspect.USAGE].model == "other"
+    assert not models[Aspect.FEATURE].is_remote
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ('service = "closedai"', "service 'closedai' is not known: expected one of openai"),
+        ('service = "vllm"\nmodel = "m"', "needs a base_url"),
+        ('service = "ollama"', "model is missing"),
+        ('base_url = "ftp://example.org"', "does not begin with https:// or http://"),
+        ('base_url = "https://me:secret@example.org/v1"', "holds an @"),
+        ('api_key_variable = "sk-123"', "api_key_variable"),
+    ],
+)
+def test_an_api_that_cannot_be_reached_as_set_is_refused_with_the_file(
+    tmp_path: Path, table: str, said: str
+) -> None:
+    refusal = _refusal(f'[embedding]\nprovider = "openai"\n{table}\n', tmp_path)
+    assert said in refusal
+    assert str(tmp_path / "ingestion.toml") in refusal
+    assert "secret" not in refusal
+    assert "sk-123" not in refusal
+
+
+def test_the_address_of_an_api_is_part_of_the_fingerprint_unless_a_revision_says_more(
+    tmp_path: Path,
+) -> None:
+    def fingerprint(base_url: str, more: str = "") -> str:
+        table = f'[embedding]\nprovider = "openai"\nmodel = "m"\nbase_url = "{base_url}"\n{more}'
+        return _load(table, tmp_path).fingerprint(Aspect.USAGE)
+
+    here, there = "http://localhost:8000/v1", "http://localhost:9000/v1"
+    assert fingerprint(here) != fingerprint(there)
+    assert fingerprint(here) == fingerprint("HTTP://LOCALHOST:8000/v1/")
+    pinned = 'revision = "of ours"'
+    assert fingerprint(here, pinned) == fingerprint(there, pinned) != fingerprint(here)
 
 
 def test_every_setting_says_what_it_is() -> None:
     settings = _defaults()
-    parts = {"catalogue", "ranges", "work", "disk", "schedule", "aspects"}
+    parts = {"catalogue", "ranges", "work", "budget", "disk", "schedule", "aspects"}
     sections = [getattr(settings, part) for part in sorted(parts - {"aspects"})]
     for section in [settings, *sections, settings.aspects[Aspect.USAGE]]:
         assert type(section).__doc__
